@@ -55,9 +55,9 @@ pub enum BotError {
     /// The signalling failed.
     #[error("the signalling ended: {0}")]
     Signalling(#[from] tungstenite::Error),
-    /// The server refuses the bot.
+    /// The server rejects the bot.
     #[error("the server says: {0}")]
-    Refused(String),
+    Rejected(String),
     /// The server sends something unexpected.
     #[error("a message of the server is not understood: {0}")]
     Message(#[from] serde_json::Error),
@@ -302,7 +302,7 @@ impl Bot {
     /// Enters a room.
     ///
     /// # Errors
-    /// If the room or its server cannot be reached, or refuses the bot.
+    /// If the room or its server cannot be reached, or rejects the bot.
     pub async fn join(options: Options) -> Result<Self, BotError> {
         let trust_of_relay = Trust::from_file(options.relay_ca.as_deref())?;
         let invalid = || BotError::Url(options.url.clone());
@@ -331,8 +331,8 @@ impl Bot {
                 FromServer::Joined { id, mode, sender, peers, ice, limits } => {
                     break (id, mode, sender, peers, ice, limits);
                 }
-                FromServer::Error { message, .. } => return Err(BotError::Refused(message)),
-                FromServer::Closing { reason } => return Err(BotError::Refused(reason)),
+                FromServer::Error { message, .. } => return Err(BotError::Rejected(message)),
+                FromServer::Closing { reason } => return Err(BotError::Rejected(reason)),
                 _ => {}
             }
         };

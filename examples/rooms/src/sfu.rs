@@ -53,7 +53,7 @@ pub(crate) struct Settings {
 /// The forwarding unit of a room. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Sfu {
-    /// Who takes part, and who may send. Nothing of this may be lost, and it is as much as participants come and go.
+    /// Who takes part, and who may send. Nothing of this may be dropped, and it is as much as participants come and go.
     roster: mpsc::UnboundedSender<Command>,
     requests: mpsc::Sender<(Command, OwnedSemaphorePermit)>,
     space: Arc<Semaphore>,
@@ -104,8 +104,8 @@ impl Sfu {
             Command::Layer { .. } => 0,
         };
         let Ok(size) = u32::try_from(size) else { return false };
-        let place = Arc::clone(&self.space).try_acquire_many_owned(size);
-        place.is_ok_and(|place| self.requests.try_send((command, place)).is_ok())
+        let permit = Arc::clone(&self.space).try_acquire_many_owned(size);
+        permit.is_ok_and(|permit| self.requests.try_send((command, permit)).is_ok())
     }
 }
 

@@ -23,13 +23,13 @@ use tokio::time::{Duration, Instant, timeout};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A relay, a server and a room.
-struct Place {
+struct Setup {
     relay: RelayProcess,
     server: Running,
     room: String,
 }
 
-impl Place {
+impl Setup {
     async fn new() -> Self {
         Self::with(&[]).await
     }
@@ -92,9 +92,9 @@ impl Drop for Seat {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_bots_see_and_hear_each_other_and_echo_data() {
-    let place = Place::new().await;
-    let mut one = place.bot(&[]).await;
-    let mut two = place.bot(&["--say", "hello"]).await;
+    let setup = Setup::new().await;
+    let mut one = setup.bot(&[]).await;
+    let mut two = setup.bot(&["--say", "hello"]).await;
     for bot in [&mut one, &mut two] {
         bot.sees("picture and tone", |status| status.frames >= 20 && status.packets >= 50).await;
     }
@@ -104,10 +104,10 @@ async fn two_bots_see_and_hear_each_other_and_echo_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bot_reaches_the_relay_over_tcp() {
-    let place = Place::new().await;
-    let url = place.relay.url("tcp");
-    let mut one = place.bot(&["--turn-url", &url]).await;
-    let mut two = place.bot(&["--turn-url", &url]).await;
+    let setup = Setup::new().await;
+    let url = setup.relay.url("tcp");
+    let mut one = setup.bot(&["--turn-url", &url]).await;
+    let mut two = setup.bot(&["--turn-url", &url]).await;
     for bot in [&mut one, &mut two] {
         bot.sees("picture and tone", |status| status.frames >= 20 && status.packets >= 50).await;
     }
@@ -115,9 +115,9 @@ async fn a_bot_reaches_the_relay_over_tcp() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_forwarding_unit_sends_the_media_of_each_to_all_others_and_asks_for_key_frames() {
-    let place = Place::new().await;
-    let _switch = place.switch("sfu").await;
-    let mut bots = [place.bot(&[]).await, place.bot(&[]).await, place.bot(&[]).await];
+    let setup = Setup::new().await;
+    let _switch = setup.switch("sfu").await;
+    let mut bots = [setup.bot(&[]).await, setup.bot(&[]).await, setup.bot(&[]).await];
     for bot in &mut bots {
         bot.sees("one connection each way", |status| status.unit == 2).await;
         bot.sees("pictures and tones", |status| status.frames >= 60 && status.packets >= 150).await;
@@ -148,14 +148,14 @@ fn height(layer: Layer) -> u16 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn calls_change_from_a_mesh_to_the_forwarding_unit_and_back() {
-    let place = Place::new().await;
-    let mut one = place.bot(&[]).await;
-    let mut two = place.bot(&["--say", "hello"]).await;
+    let setup = Setup::new().await;
+    let mut one = setup.bot(&[]).await;
+    let mut two = setup.bot(&["--say", "hello"]).await;
     for bot in [&mut one, &mut two] {
         bot.sees_more("the mesh").await;
     }
     two.sees("its echo", |status| status.returned == 1).await;
-    let mut switch = place.switch("sfu").await;
+    let mut switch = setup.switch("sfu").await;
     for bot in [&mut one, &mut two] {
         bot.sees("both connections with the unit", |status| status.unit == 2).await;
         bot.sees_more("pictures of the unit").await;
@@ -170,13 +170,13 @@ async fn calls_change_from_a_mesh_to_the_forwarding_unit_and_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_enters_while_media_are_forwarded_has_data_channels_and_the_mesh_later() {
-    let place = Place::new().await;
-    let mut one = place.bot(&["--mode", "sfu"]).await;
+    let setup = Setup::new().await;
+    let mut one = setup.bot(&["--mode", "sfu"]).await;
     one.sees("the way to the unit", |status| status.unit == 1).await;
-    let mut two = place.bot(&["--say", "hello"]).await;
+    let mut two = setup.bot(&["--say", "hello"]).await;
     two.sees("its echo", |status| status.returned == 1).await;
     two.sees("pictures of the unit", |status| status.unit == 2 && status.frames >= 20).await;
-    let mut switch = place.switch("mesh").await;
+    let mut switch = setup.switch("mesh").await;
     for bot in [&mut one, &mut two] {
         bot.sees("no connection with the unit", |status| status.unit == 0).await;
         bot.sees_more("the mesh").await;
@@ -191,8 +191,8 @@ struct Viewer {
 }
 
 impl Viewer {
-    async fn enter(place: &Place) -> Self {
-        let (socket, _) = place.server.join(&place.room, "viewer").await;
+    async fn enter(setup: &Setup) -> Self {
+        let (socket, _) = setup.server.join(&setup.room, "viewer").await;
         Self { socket, rtc: rtc() }
     }
 
@@ -264,7 +264,7 @@ impl Viewer {
     }
 
     /// Waits for an error and returns its code and text.
-    async fn refusal(&mut self) -> (String, String) {
+    async fn rejection(&mut self) -> (String, String) {
         loop {
             let message = self.receive().await;
             if message["type"] == "error" {
@@ -302,22 +302,24 @@ fn publish(kinds: &[MediaKind]) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_a_broadcast_only_its_sender_is_forwarded() {
-    let place = Place::new().await;
-    let mut viewer = Viewer::enter(&place).await;
+    let setup = Setup::new().await;
+    let mut viewer = Viewer::enter(&setup).await;
     viewer.socket.send(json!({"type": "mode", "mode": "sfu"})).await;
-    let mut one = place.bot(&[]).await;
+    let mut one = setup.bot(&[]).await;
     let first = viewer.arrival().await;
-    let mut two = place.bot(&[]).await;
+    let mut two = setup.bot(&[]).await;
     let second = viewer.arrival().await;
     viewer.tracks_of(&[&first, &second]).await;
     one.sees_more("pictures of the other").await;
-    let mut sender = place.bot(&["--mode", "broadcast"]).await;
+    let mut sender = setup.bot(&["--mode", "broadcast"]).await;
     let third = viewer.arrival().await;
     viewer.tracks_of(&[&third]).await;
     for bot in [&mut one, &mut two] {
         bot.sees("no way to the unit", |status| status.unit == 1).await;
     }
-    sender.sees("only its way to the unit", |status| status.unit == 1).await;
+    sender.sees("its way to the unit", |status| status.unit >= 1).await;
+    one.sees_more("the broadcast").await;
+    // What was sent before the change of the mode has arrived.
     let before = sender.now();
     for bot in [&mut one, &mut two] {
         bot.sees_more("the broadcast").await;
@@ -328,11 +330,11 @@ async fn in_a_broadcast_only_its_sender_is_forwarded() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_layer_falls_when_the_path_of_a_viewer_becomes_slow_and_rises_again() {
-    let place = Place::new().await;
-    let _sender = place.bot(&["--mode", "broadcast"]).await;
-    let path = SlowPath::open(place.relay.udp).await;
+    let setup = Setup::new().await;
+    let _sender = setup.bot(&["--mode", "broadcast"]).await;
+    let path = SlowPath::open(setup.relay.udp).await;
     let url = format!("turn:{}?transport=udp", path.address);
-    let mut viewer = place.bot(&["--turn-url", &url]).await;
+    let mut viewer = setup.bot(&["--turn-url", &url]).await;
     viewer.sees("the highest layer", |status| is_seen(status, Layer::High)).await;
     path.set_rate(250_000);
     viewer.sees("a lower layer", |status| is_seen(status, Layer::Low) || is_seen(status, Layer::Medium)).await;
@@ -341,12 +343,12 @@ async fn the_layer_falls_when_the_path_of_a_viewer_becomes_slow_and_rises_again(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_viewer_gets_the_layer_that_it_has_chosen_and_is_told_so() {
-    let place = Place::new().await;
-    let _sender = place.bot(&["--mode", "broadcast"]).await;
-    let mut all = place.bot(&[]).await;
-    let mut low = place.bot(&["--layer", "low"]).await;
-    let mut medium = place.bot(&["--layer", "medium"]).await;
+async fn a_viewer_gets_the_layer_that_it_has_chosen_and_the_reason() {
+    let setup = Setup::new().await;
+    let _sender = setup.bot(&["--mode", "broadcast"]).await;
+    let mut all = setup.bot(&[]).await;
+    let mut low = setup.bot(&["--layer", "low"]).await;
+    let mut medium = setup.bot(&["--layer", "medium"]).await;
     all.sees("the highest layer", |status| is_seen(status, Layer::High)).await;
     for (viewer, layer) in [(&mut low, Layer::Low), (&mut medium, Layer::Medium)] {
         let is_chosen = |status: &Status| status.layers.last() == Some(&(layer, Why::Chosen)) && is_seen(status, layer);
@@ -361,9 +363,9 @@ async fn a_viewer_gets_the_layer_that_it_has_chosen_and_is_told_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_forwarding_unit_restarts_ice_when_a_viewer_requests_it() {
-    let place = Place::new().await;
-    let _sender = place.bot(&["--mode", "broadcast"]).await;
-    let mut viewer = Viewer::enter(&place).await;
+    let setup = Setup::new().await;
+    let _sender = setup.bot(&["--mode", "broadcast"]).await;
+    let mut viewer = Viewer::enter(&setup).await;
     let first = viewer.offer().await;
     viewer.answer(&first).await;
     let mut user = line(&first, "a=ice-ufrag:").to_owned();
@@ -384,11 +386,11 @@ async fn the_forwarding_unit_restarts_ice_when_a_viewer_requests_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_viewer_comes_back_after_an_interruption_of_its_path() {
-    let place = Place::new().await;
-    let _sender = place.bot(&["--mode", "broadcast"]).await;
-    let path = SlowPath::open(place.relay.udp).await;
+    let setup = Setup::new().await;
+    let _sender = setup.bot(&["--mode", "broadcast"]).await;
+    let path = SlowPath::open(setup.relay.udp).await;
     let url = format!("turn:{}?transport=udp", path.address);
-    let mut viewer = place.bot(&["--turn-url", &url]).await;
+    let mut viewer = setup.bot(&["--turn-url", &url]).await;
     viewer.sees_more("the broadcast").await;
     path.set_rate(0);
     viewer.sees("a restart", |status| status.unit == 0 && status.restarts > 0).await;
@@ -398,46 +400,46 @@ async fn a_viewer_comes_back_after_an_interruption_of_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_participant_with_too_many_candidates_is_refused() {
-    let place = Place::new().await;
-    let _sender = place.bot(&["--mode", "broadcast"]).await;
-    let mut viewer = Viewer::enter(&place).await;
+async fn too_many_candidates_of_a_participant_are_rejected() {
+    let setup = Setup::new().await;
+    let _sender = setup.bot(&["--mode", "broadcast"]).await;
+    let mut viewer = Viewer::enter(&setup).await;
     let offer = viewer.offer().await;
     viewer.answer(&offer).await;
     for port in 1..=17 {
         let candidate = json!({"candidate": format!("candidate:1 1 udp 1 192.0.2.1 {port} typ host")});
         viewer.signal("subscribe", json!({"candidate": candidate})).await;
     }
-    let (code, message) = viewer.refusal().await;
+    let (code, message) = viewer.rejection().await;
     assert!(code == "sfu" && message.contains("too many candidates"), "{code}: {message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn too_many_media_sections_data_channels_and_too_many_new_connections_are_rejected() {
-    let place = Place::new().await;
-    let mut sender = Viewer::enter(&place).await;
+    let setup = Setup::new().await;
+    let mut sender = Viewer::enter(&setup).await;
     sender.socket.send(json!({"type": "mode", "mode": "sfu"})).await;
     sender.signal("publish", publish(&[MediaKind::Audio; 17])).await;
-    let (code, message) = sender.refusal().await;
+    let (code, message) = sender.rejection().await;
     assert!(code == "sfu" && message.contains("16 media sections"), "{code}: {message}");
     let mut rtc = rtc();
     let mut change = rtc.sdp_api();
     change.add_channel("chat".to_owned());
     let offer = change.apply().unwrap().0.to_sdp_string();
     sender.signal("publish", json!({"description": {"type": "offer", "sdp": offer}})).await;
-    let (code, message) = sender.refusal().await;
+    let (code, message) = sender.rejection().await;
     assert!(code == "sfu" && message.contains("no data channels"), "{code}: {message}");
     for _ in 0..10 {
         sender.signal("publish", publish(&[MediaKind::Audio])).await;
     }
-    let (code, message) = sender.refusal().await;
+    let (code, message) = sender.rejection().await;
     assert!(code == "sfu" && message.contains("too many new connections"), "{code}: {message}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_to_a_sender_has_a_ceiling_for_pictures() {
-    let place = Place::new().await;
-    let mut sender = Viewer::enter(&place).await;
+    let setup = Setup::new().await;
+    let mut sender = Viewer::enter(&setup).await;
     sender.socket.send(json!({"type": "mode", "mode": "sfu"})).await;
     sender.signal("publish", publish(&[MediaKind::Audio, MediaKind::Video])).await;
     let answer = loop {
@@ -450,9 +452,9 @@ async fn the_answer_to_a_sender_has_a_ceiling_for_pictures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_room_that_does_not_exist_is_said_to_the_bot() {
-    let place = Place::new().await;
-    let url = format!("http://{}/room/AAAAAAAAAAAAAAAAAAAAAA", place.server.address);
+async fn a_bot_reports_a_room_that_does_not_exist() {
+    let setup = Setup::new().await;
+    let url = format!("http://{}/room/AAAAAAAAAAAAAAAAAAAAAA", setup.server.address);
     let Some(Command::Bot(options)) = Arguments::parse_from(["rooms", "bot", &url]).command else { panic!("no bot") };
     let error = Bot::join(options).await.err().unwrap();
     assert!(error.to_string().contains("There is no such room"), "{error}");
@@ -461,10 +463,10 @@ async fn a_room_that_does_not_exist_is_said_to_the_bot() {
 // The relay ends an allocation with the credentials with which it was made: there is no grace here.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_goes_on_after_the_credentials_with_which_it_began_have_expired() {
-    let place = Place::with(&["--lifetime", "30"]).await;
-    let _switch = place.switch("sfu").await;
-    let _sender = place.bot(&[]).await;
-    let mut viewer = place.bot(&[]).await;
+    let setup = Setup::with(&["--lifetime", "30"]).await;
+    let _switch = setup.switch("sfu").await;
+    let _sender = setup.bot(&[]).await;
+    let mut viewer = setup.bot(&[]).await;
     viewer.sees("pictures", |status| status.frames >= 10).await;
     let end = Instant::now() + Duration::from_secs(50);
     let mut longest = Duration::ZERO;

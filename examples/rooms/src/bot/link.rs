@@ -11,7 +11,7 @@ use crate::message::{Candidate, Layer};
 use crate::webrtc::{Connection, Network, configuration, fingerprint, ice_user, remote_candidate};
 
 /// How many messages wait until a data channel has room, and how many bytes they have on all channels of a connection.
-/// More are lost.
+/// Others are dropped.
 const WAITING: (usize, usize) = (4_096, 8 * 1_024 * 1_024);
 
 /// The greatest number of data channels of a connection that are echoed.
@@ -217,8 +217,8 @@ impl Link {
 
     /// Forgets a data channel.
     pub(super) fn close_channel(&mut self, id: ChannelId) {
-        let lost = self.channels.remove(&id).unwrap_or_default();
-        self.waiting -= lost.iter().map(|(_, message)| message.len()).sum::<usize>();
+        let dropped = self.channels.remove(&id).unwrap_or_default();
+        self.waiting -= dropped.iter().map(|(_, message)| message.len()).sum::<usize>();
     }
 
     /// Sends a message on a data channel, after those that wait.

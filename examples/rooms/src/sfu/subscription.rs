@@ -58,7 +58,7 @@ struct Slot {
     is_open: bool,
     source: Option<SourceId>,
     timeline: Timeline,
-    /// The layer that is to be sent.
+    /// The layer that is wanted. It is sent from its next key frame on.
     target: Layer,
     /// The layer that is sent. `None` until a key frame comes.
     present: Option<Layer>,
@@ -126,7 +126,7 @@ impl Subscription {
     }
 
     /// Makes an offer if one is needed and none waits for its answer: for sources without a media section, and to restart
-    /// ICE. A restart does not wait for an answer that is lost.
+    /// ICE. A restart does not wait for a lost answer.
     pub(super) fn offer(
         &mut self,
         sources: &[(SourceId, MediaKind)],
@@ -250,18 +250,18 @@ impl Subscription {
         let voices =
             self.slots.iter().filter(|slot| slot.source.is_some() && slot.kind == MediaKind::Audio).count() as u64;
         let mut pictures = Vec::new();
-        let mut places = Vec::new();
+        let mut slots = Vec::new();
         for (index, slot) in self.slots.iter().enumerate().filter(|(_, slot)| slot.kind == MediaKind::Video) {
             let Some((id, source)) = slot.source.and_then(|id| Some((id, sources.get_mut(&id)?))) else { continue };
             let choice = self.choices.get(&id).copied().unwrap_or_default();
             pictures.push(Picture { sent: source.sent(now), choice, present: slot.present });
-            places.push((index, id));
+            slots.push((index, id));
         }
         let desired = (pictures.iter().map(Picture::most).sum::<u64>() + voices * VOICE) * DESIRED / 100;
         self.connection.change(network, |rtc| rtc.bwe().set_desired_bitrate(Bitrate::bps(desired)));
         let chosen = layers::choose(self.estimate.saturating_sub(voices * VOICE), &pictures);
         let mut needed = Vec::new();
-        for ((index, id), layer) in places.into_iter().zip(chosen) {
+        for ((index, id), layer) in slots.into_iter().zip(chosen) {
             let (Some(slot), Some(layer)) = (self.slots.get_mut(index), layer) else { continue };
             slot.target = layer;
             if slot.is_open && slot.present != Some(layer) {

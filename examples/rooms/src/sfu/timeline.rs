@@ -1,4 +1,4 @@
-//! The timestamps that a viewer gets, when the stream behind them changes.
+//! The timestamps that a viewer gets when it receives another stream.
 
 use std::time::Instant;
 

@@ -113,7 +113,7 @@ impl Member {
         self.signal(link, Signal::Description(Description { kind, sdp }));
     }
 
-    fn refuse(&self, message: String) {
+    fn report(&self, message: String) {
         self.send(&ToParticipant::Error { code: ErrorCode::Sfu, message });
     }
 
@@ -207,14 +207,15 @@ impl Unit {
             }
             Command::Sender(sender) => {
                 self.sender = sender;
-                self.is_changed = true;
+                // At once: the room limits how often the mode changes.
+                (self.is_changed, self.next_distribution) = (true, Instant::now());
             }
             Command::Signal { from, link, signal } => {
                 let Some(number) = self.number(&from) else { return };
                 if let Err(reason) = self.signal(number, link, signal)
                     && let Some(member) = self.members.get(&number)
                 {
-                    member.refuse(reason);
+                    member.report(reason);
                 }
             }
             Command::Layer { from, track, choice } => {
@@ -345,9 +346,11 @@ impl Unit {
                 self.collect(key);
                 Ok(())
             }
-            Admission::Rejected => Err("There are too many candidates for a connection with the forwarding unit, which \
+            Admission::Rejected => {
+                Err("There are too many candidates for a connection with the forwarding unit, which \
                                         does not use the others."
-                .to_owned()),
+                    .to_owned())
+            }
         }
     }
 
@@ -521,7 +524,7 @@ impl Unit {
             if let Some(dropped) = member.police.report(now) {
                 let most = CEILING / 1_000_000;
                 tracing::warn!("a participant sends more than {most} Mbit/s: {dropped} packets dropped");
-                member.refuse(format!("You send more than {most} Mbit/s. The forwarding unit drops the rest."));
+                member.report(format!("You send more than {most} Mbit/s. The forwarding unit drops the rest."));
             }
             return;
         }

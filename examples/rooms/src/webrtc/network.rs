@@ -96,8 +96,8 @@ impl Network {
         hosts.chain(relayed(&self.relayed).filter(|_| self.is_allocated)).collect()
     }
 
-    /// Sends a datagram from the candidate that it names. It may be lost. It is dropped if a participant named an address
-    /// that it would reach only through this machine ([`Scope`]).
+    /// Sends a datagram from the candidate that it names, unless its destination is in a network that only this machine
+    /// reaches ([`Scope`]). It may be lost.
     pub(crate) fn send(&self, transmit: Transmit) {
         let Transmit { source, destination, contents, .. } = transmit;
         let is_from = |socket: &&Arc<UdpSocket>| socket.local_addr().is_ok_and(|own| own == source);
@@ -201,7 +201,7 @@ async fn read(socket: Arc<UdpSocket>, destination: SocketAddr, sender: mpsc::Sen
         // An error is about an earlier datagram.
         let Ok((length, source)) = socket.recv_from(&mut buffer).await else { continue };
         let data = buffer.get(..length).unwrap_or_default().to_vec();
-        // A reader that is too slow loses datagrams, as with a socket.
+        // If the reader is too slow, datagrams are dropped, as with a socket.
         let _ = sender.try_send(Datagram { source, destination, data });
     }
 }
