@@ -171,7 +171,8 @@ mod tests {
         let waiting = tokio::spawn(async move { inbox.recv().await });
         tokio::task::yield_now().await;
         outbox.downgrade().send(&message(MORE + 1));
-        assert_eq!(waiting.await.unwrap(), None, "although the outbox still exists");
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await;
+        assert_eq!(waited.unwrap().unwrap(), None, "although the outbox still exists");
     }
 
     #[tokio::test]
@@ -203,8 +204,11 @@ mod tests {
         assert!(free < SHARED / 20, "{free}");
         let (outbox, mut inbox) = channel(&memory);
         assert!((0..OWN / message.len()).all(|_| outbox.send(&message)), "as much as each has");
-        assert_eq!(inbox.recv().await, Some(message));
-        drop((outbox, inbox, idle));
+        assert_eq!(inbox.recv().await.as_ref(), Some(&message));
+        let (greedy, greedy_inbox) = channel(&memory);
+        fill(&greedy, &message);
+        assert!(free - memory.0.available_permits() <= free / PART, "not all that is free");
+        drop((outbox, inbox, idle, greedy, greedy_inbox));
         assert_eq!(memory.0.available_permits(), SHARED, "all is free again");
     }
 }
