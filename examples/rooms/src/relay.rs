@@ -300,3 +300,32 @@ fn random_part(most: Duration) -> Duration {
     let _ = getrandom::getrandom(&mut random);
     most.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::IceServer;
+
+    fn ice(username: &str, expires: u64) -> Ice {
+        let (username, credential) = (username.to_owned(), String::new());
+        Ice { ice_servers: vec![IceServer { urls: Vec::new(), username, credential }], expires, lifetime: 3_600 }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_of_the_credentials_has_one_random_wait() {
+        let used = ice("old", 3_600);
+        let (credentials, mut receiver) = watch::channel(used.clone());
+        let mut at = None;
+        let begin = Instant::now();
+        assert!(timeout(PAUSES.1, renewal(&mut receiver, &used, &mut at)).await.is_err());
+        credentials.send_replace(ice("new", 7_200));
+        renewal(&mut receiver, &used, &mut at).await;
+        assert!(begin.elapsed() <= PAUSES.1 + Duration::from_secs(3_600 / 4 + 1));
+        // An attempt has failed.
+        at = Some(Instant::now() + PAUSES.0);
+        credentials.send_replace(ice("newer", 10_800));
+        let failed = Instant::now();
+        renewal(&mut receiver, &used, &mut at).await;
+        assert!(failed.elapsed() <= PAUSES.0 + Duration::from_millis(1));
+    }
+}
