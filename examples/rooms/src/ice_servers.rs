@@ -19,7 +19,7 @@ pub enum IceServers {
     /// Made with the secret in the configuration of the relay.
     Minted(Minted),
     /// Fetched from the endpoint of the relay.
-    Fetched(Endpoint),
+    Fetched(Box<Endpoint>),
 }
 
 /// Why there are no credentials.

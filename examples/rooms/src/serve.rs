@@ -290,7 +290,7 @@ async fn ice_servers(options: &Serve, trust: &Trust) -> Result<(IceServers, Opti
     Ok(match (&options.credentials_url, &options.credentials_key_file) {
         (Some(url), Some(key_file)) => {
             let endpoint = Endpoint::new(url, key_file, options.user_prefix.clone(), options.lifetime)?;
-            (IceServers::Fetched(endpoint.with_trust(trust.clone())), None)
+            (IceServers::Fetched(Box::new(endpoint.with_trust(trust.clone()))), None)
         }
         _ => {
             let urls = options.turn_url.clone();

@@ -199,7 +199,7 @@ mod tests {
         std::fs::write(&key, "a_key").unwrap();
         let endpoint = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &key, String::new(), 60);
         std::fs::remove_file(&key).unwrap();
-        let (ice, (_, stop)) = (IceServers::Fetched(endpoint.unwrap()), watch::channel(false));
+        let (ice, (_, stop)) = (IceServers::Fetched(Box::new(endpoint.unwrap())), watch::channel(false));
         // RFC 5737: no machine has this address.
         let hosts = vec![IpAddr::from([192, 0, 2, 1])];
         let settings = Settings { hosts, ice: Arc::new(ice), trust: Trust::default(), _stop: stop };
