@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, ChildStdin, Command};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 use turnserver::auth::Secret;
 use turnserver::control;
@@ -61,6 +62,8 @@ pub(crate) struct OwnRelay {
     /// The relay stops when this is dropped.
     input: Option<ChildStdin>,
     secret: Secret,
+    /// Reads what the relay reports later, until this is dropped.
+    _reader: JoinSet<()>,
 }
 
 impl OwnRelay {
@@ -97,7 +100,11 @@ impl OwnRelay {
             }
         };
         match timeout(PATIENCE, started).await {
-            Ok(Ok(true)) => Ok(Self { process, input, secret }),
+            Ok(Ok(true)) => {
+                let mut reader = JoinSet::new();
+                reader.spawn(async move { while notifications.recv(&mut [0; 1_024]).await.is_ok() {} });
+                Ok(Self { process, input, secret, _reader: reader })
+            }
             Ok(Err(error)) => Err(error.into()),
             Ok(Ok(false)) => Err(RelayError::Ended(config.to_owned())),
             Err(_) => Err(RelayError::Late(config.to_owned())),

@@ -90,6 +90,7 @@ async fn a_configuration_without_a_secret_gets_a_relay_with_one_and_both_stop_to
     let rest: Vec<String> = program.lines.by_ref().map(Result::unwrap).collect();
     assert!(rest.iter().any(|line| line.contains("stopping")), "{rest:?}");
     assert!(rest.iter().any(|line| line.contains(r#"event="stopped""#)), "{rest:?}");
+    assert!(!rest.iter().any(|line| line.contains("service manager")), "{rest:?}");
     assert!(program.process.wait().unwrap().success());
     UdpSocket::bind(("127.0.0.1", port)).unwrap();
 }
