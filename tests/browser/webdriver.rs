@@ -30,13 +30,14 @@ pub(crate) struct Browser {
 struct Options<'h> {
     accept_all: bool,
     shows_addresses: bool,
+    has_devices: bool,
     /// The content of `/etc/hosts`.
     hosts: Option<&'h str>,
 }
 
 impl Default for Options<'_> {
     fn default() -> Self {
-        Self { accept_all: true, shows_addresses: false, hosts: None }
+        Self { accept_all: true, shows_addresses: false, has_devices: false, hosts: None }
     }
 }
 
@@ -54,6 +55,11 @@ impl Browser {
     /// Starts a browser that accepts only certificates of the authorities that browsers trust.
     pub(crate) fn strict() -> Self {
         Self::with(Options { accept_all: false, ..Options::default() })
+    }
+
+    /// Starts a browser with made-up cameras, microphones and speakers, and a user who permits everything.
+    pub(crate) fn with_devices() -> Self {
+        Self::with(Options { has_devices: true, ..Options::default() })
     }
 
     /// Starts a browser on a machine with this `/etc/hosts`.
@@ -81,38 +87,50 @@ impl Browser {
     }
 
     fn new_session(&self, options: &Options<'_>) -> String {
-        let accept_all = options.accept_all;
-        let names =
-            if options.shows_addresses { "--disable-features=WebRtcHideLocalIpsWithMdns" } else { "--noerrdialogs" };
+        let mut arguments = self.arguments();
+        if options.accept_all {
+            // The browser does not trust the test's certificate. The option applies to WebRTC too.
+            arguments.push("--ignore-certificate-errors".to_owned());
+        }
+        if options.shows_addresses {
+            arguments.push("--disable-features=WebRtcHideLocalIpsWithMdns".to_owned());
+        }
+        if options.has_devices {
+            let made_up = ["--use-fake-device-for-media-stream=device-count=3", "--use-fake-ui-for-media-stream"];
+            arguments.extend(made_up.map(str::to_owned));
+        }
         let capabilities = json!({ "capabilities": { "alwaysMatch": {
-            "acceptInsecureCerts": accept_all,
+            "acceptInsecureCerts": options.accept_all,
             "timeouts": { "script": SCRIPT_LIMIT.as_millis() },
-            "goog:chromeOptions": { "args": [
-                "--headless=new",
-                // Tests run as root in containers, where Chromium's sandbox does not work.
-                "--no-sandbox",
-                "--disable-gpu",
-                // The browser does not trust the test's certificate. The option applies to WebRTC too.
-                if accept_all { "--ignore-certificate-errors" } else { "--noerrdialogs" },
-                "--disable-dev-shm-usage",
-                names,
-                // Limits the browser's traffic to the page and the relay.
-                "--disable-background-networking",
-                "--disable-component-update",
-                "--disable-quic",
-                // Pages play sound without a click, and a window behind another one is as fast as that.
-                "--autoplay-policy=no-user-gesture-required",
-                "--disable-background-timer-throttling",
-                "--disable-backgrounding-occluded-windows",
-                "--disable-renderer-backgrounding",
-                "--disable-sync",
-                "--no-first-run",
-                format!("--user-data-dir={}", self.profile.path().join("profile").display()),
-            ] },
+            "goog:chromeOptions": { "args": arguments },
         } } });
         let session = self.command("POST", "/session", &capabilities);
         let session = session.unwrap_or_else(|error| panic!("no browser ({error}): apt-get install {PACKAGES}"));
         session["sessionId"].as_str().expect("a new session has an id").to_owned()
+    }
+
+    /// Returns the arguments of every browser.
+    fn arguments(&self) -> Vec<String> {
+        let always = [
+            "--headless=new",
+            // Tests run as root in containers, where Chromium's sandbox does not work.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            // Limits the browser's traffic to the page and the relay.
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-quic",
+            // Pages play sound without a click, and a window behind another one is as fast as that.
+            "--autoplay-policy=no-user-gesture-required",
+            "--disable-background-timer-throttling",
+            "--disable-backgrounding-occluded-windows",
+            "--disable-renderer-backgrounding",
+            "--disable-sync",
+            "--no-first-run",
+        ];
+        let profile = format!("--user-data-dir={}", self.profile.path().join("profile").display());
+        always.into_iter().map(str::to_owned).chain([profile]).collect()
     }
 
     pub(crate) fn navigate(&self, url: &str) {

@@ -17,6 +17,9 @@ mod changes;
 #[path = "browser/data.rs"]
 mod data;
 #[cfg(test)]
+#[path = "browser/devices.rs"]
+mod devices;
+#[cfg(test)]
 #[path = "browser/driver.rs"]
 mod driver;
 #[cfg(test)]
@@ -73,6 +76,9 @@ mod table;
 #[cfg(test)]
 #[path = "browser/transports.rs"]
 mod transports;
+#[cfg(test)]
+#[path = "browser/troubles.rs"]
+mod troubles;
 #[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "../../../tests/browser/webdriver.rs"]

@@ -3,11 +3,11 @@
 use crate::participant::Participant;
 use crate::place::Place;
 use crate::table::report;
+use crate::transports::over_each_transport;
 
-#[test]
-fn a_call_goes_on_from_the_mesh_to_the_forwarding_unit_and_back() {
+fn changes_of_the_mode(transport: &str) {
     let place = Place::new();
-    let [ann, ben] = place.pair("udp");
+    let [ann, ben] = place.pair(transport);
     let both = [&ann, &ben];
     for participant in both {
         participant.wait_for_frames(10);
@@ -24,10 +24,10 @@ fn a_call_goes_on_from_the_mesh_to_the_forwarding_unit_and_back() {
                 participant.wait_for_frames(20);
             }
             participant.wait("for the connections", &format!("(await observer.paths()).length === {paths}"));
-            participant.paths_over("udp");
+            participant.paths_over(transport);
         }
     }
-    report("mesh, forwarding unit, mesh, broadcast, mesh", "udp", "20 further frames after each change", None);
+    report("mesh, forwarding unit, mesh, broadcast, mesh", transport, "20 further frames after each change", None);
 }
 
 /// Waits until a participant hears nothing, or something.
@@ -44,10 +44,9 @@ fn wait_for_sound(participant: &Participant<'_>, is_heard: bool) {
     participant.wait(if is_heard { "for sound" } else { "for silence" }, &condition);
 }
 
-#[test]
-fn a_muted_microphone_is_silent_and_a_camera_that_is_off_shows_nothing() {
+fn mute_and_camera(transport: &str) {
     let place = Place::new();
-    let [ann, ben] = place.pair("udp");
+    let [ann, ben] = place.pair(transport);
     ben.wait_for_frames(10);
     wait_for_sound(&ben, true);
     ann.run("rooms.mute(true);");
@@ -61,13 +60,12 @@ fn a_muted_microphone_is_silent_and_a_camera_that_is_off_shows_nothing() {
     ann.run(toggle);
     ben.wait("for the tile with a picture", "!document.querySelector('.tile.still')");
     ben.wait_for_frames(10);
-    report("mute, camera off and on", "udp", "silence, then sound; no picture, then one", None);
+    report("mute, camera off and on", transport, "silence, then sound; no picture, then one", None);
 }
 
-#[test]
-fn a_viewer_gets_the_layer_that_it_chooses() {
+fn choice_of_a_layer(transport: &str) {
     let place = Place::new();
-    let [ann, ben] = place.pair("udp");
+    let [ann, ben] = place.pair(transport);
     ann.run("rooms.setMode('sfu');");
     ben.wait("for the picture", "state.mode === 'sfu' && peer.framesDecoded > 0");
     let video = "state.sfu.tracks.find(({ peer, kind }) => peer === state.peers[0].id && kind === 'video')";
@@ -80,7 +78,13 @@ fn a_viewer_gets_the_layer_that_it_chooses() {
             format!("[...document.querySelectorAll('video')].some(({{ videoWidth }}) => videoWidth === {width})");
         ben.wait(&format!("for {width} pixels"), &shown);
     }
-    report("choice of a layer", "udp", "pictures 160, 320 and 160 pixels wide", None);
+    report("choice of a layer", transport, "pictures 160, 320 and 160 pixels wide", None);
+}
+
+over_each_transport! {
+    a_call_goes_on_from_the_mesh_to_the_forwarding_unit_and_back: changes_of_the_mode;
+    a_muted_microphone_is_silent_and_a_camera_that_is_off_shows_nothing: mute_and_camera;
+    a_viewer_gets_the_layer_that_it_chooses: choice_of_a_layer;
 }
 
 #[test]

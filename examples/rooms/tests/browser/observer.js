@@ -14,12 +14,31 @@ window.RTCPeerConnection = class extends RTCPeerConnection {
   }
 };
 
+// The types of the descriptions that will be lost on their way to the server, and how many were.
+const losses = [];
+let lost = 0;
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (text) {
+  const index = losses.indexOf(JSON.parse(text).description?.type);
+  if (index < 0) return send.call(this, text);
+  losses.splice(index, 1);
+  lost += 1;
+};
+
 window.observer = {
+  // Loses the next description of a type.
+  lose: (type) => losses.push(type),
+
+  lost: () => lost,
+
   // Milliseconds from the navigation to the first decoded frame, or null.
   firstFrame: null,
 
   // The data channels that this page has made.
   channels: () => channels.map(({ label, ordered, maxRetransmits }) => ({ label, ordered, maxRetransmits })),
+
+  // The tracks that the connections send.
+  senders: () => connections.flatMap((connection) => connection.getSenders().map(({ track }) => track)),
 
   // The energy of all sound that has come.
   async sound() {

@@ -11,21 +11,25 @@ use crate::file::{offer, transfer};
 use crate::participant::Participant;
 use crate::place::Place;
 
-const WIDE: [u32; 2] = [1280, 800];
-const PHONE: [u32; 2] = [390, 844];
-const LOOKS: [(&str, [u32; 2], &str); 3] =
-    [("light", WIDE, "light"), ("dark", WIDE, "dark"), ("phone", PHONE, "light")];
-const PANELS: [&str; 5] = ["room", "chat", "files", "game", "statistics"];
+/// How a page is looked at: name, width and height in CSS pixels, pixels for each of these, and scheme.
+type Look = (&'static str, [u32; 2], u32, &'static str);
 
-/// Saves a picture of the current window in each size and scheme. `settle` waits for what a new size changes.
-fn save(place: &Place, page: &str, settle: impl Fn()) {
+const LOOKS: [Look; 3] =
+    [("light", [1280, 800], 1, "light"), ("dark", [1280, 800], 1, "dark"), ("phone", [390, 844], 1, "light")];
+const SHARP_PHONE: Look = ("sharp-phone", [360, 740], 2, "dark");
+const PANELS: [&str; 6] = ["room", "chat", "files", "game", "statistics", "settings"];
+
+/// Saves pictures of the current window. `settle` waits for what a new size changes.
+fn save(place: &Place, page: &str, looks: &[Look], settle: impl Fn()) {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("rooms-screenshots");
     fs::create_dir_all(&directory).unwrap();
-    for (look, [width, height], scheme) in LOOKS {
-        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
+    for (look, [width, height], scale, scheme) in looks {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": *width < 500 });
         place.browser.devtools("Emulation.setDeviceMetricsOverride", &metrics);
-        let features = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-        place.browser.devtools("Emulation.setEmulatedMedia", &features);
+        // Without motion, no picture shows a transition from one scheme to the other.
+        let features = [("prefers-color-scheme", *scheme), ("prefers-reduced-motion", "reduce")]
+            .map(|(name, value)| json!({ "name": name, "value": value }));
+        place.browser.devtools("Emulation.setEmulatedMedia", &json!({ "features": features }));
         settle();
         let picture = place.browser.picture();
         assert!(picture.starts_with(b"\x89PNG") && picture.len() > 5_000, "{page} is no picture");
@@ -34,9 +38,9 @@ fn save(place: &Place, page: &str, settle: impl Fn()) {
 }
 
 /// Saves pictures of a participant's window, in which pictures move.
-fn save_call(place: &Place, page: &str, participant: &Participant<'_>) {
+fn save_call(place: &Place, page: &str, looks: &[Look], participant: &Participant<'_>) {
     switch_to(&place.browser, &participant.window);
-    save(place, page, || {
+    save(place, page, looks, || {
         participant.wait("for moving pictures", "document.visibilityState === 'visible'");
         participant.wait_for_frames(2);
     });
@@ -44,13 +48,13 @@ fn save_call(place: &Place, page: &str, participant: &Participant<'_>) {
 
 #[test]
 fn pictures_of_the_pages() {
-    let place = Place::new();
+    let place = Place::with_devices();
     let room = place.room();
-    save(&place, "start", || {});
-    place.browser.navigate(&format!("{}/room/{room}?capture=synthetic&name=Ann", place.servers.url));
-    save(&place, "before-joining", || {});
+    save(&place, "start", &LOOKS, || {});
+    place.browser.navigate(&format!("{}/room/{room}?capture=synthetic&name=Alice+Archer", place.servers.url));
+    save(&place, "before-joining", &LOOKS, || {});
 
-    let [ann, ben] = ["Ann", "Ben"].map(|name| place.enter(&room, name, "udp"));
+    let [ann, ben] = ["Alice+Archer", "Bob"].map(|name| place.enter(&room, name, "udp"));
     chat(&ann, &ben);
     transfer(&ben, &ann, 5 << 20);
     offer(&ben, 3 << 20);
@@ -60,30 +64,47 @@ fn pictures_of_the_pages() {
     ben.wait("for the invitation", "state.game.phase === 'invited'");
     ben.run("rooms.acceptGame();");
     ann.wait("for the game", "state.game.phase === 'playing' && Number.isFinite(state.game.latency)");
-    let cid = place.enter(&room, "Cid", "udp");
+    let [cid, _deniz] = ["Chiara+Conti", "Deniz"].map(|name| place.enter(&room, name, "udp"));
+    ann.wait("for three pictures", "state.peers.length === 3 && state.peers.every((other) => other.framesDecoded > 0)");
     ann.wait_for_frames(20);
-    save_call(&place, "mesh", &ann);
+    save_call(&place, "mesh", &LOOKS, &ann);
     for panel in PANELS {
         let shown = format!("!document.querySelector('#panel-{panel}').hidden");
         let open = format!("if (!({shown})) document.querySelector('[data-panel={panel}]').click();");
         ann.run(&open);
         ann.wait("for the panel", &shown);
-        save_call(&place, &format!("panel-{panel}"), &ann);
+        save_call(&place, &format!("panel-{panel}"), &LOOKS, &ann);
+        if panel == "statistics" {
+            save_call(&place, "panel-statistics", &[SHARP_PHONE], &ann);
+        }
     }
     ann.run("document.querySelector('#close-panel').click();");
 
     cid.run("await rooms.share(true);");
     ann.wait("for the screen", "state.peers.some((other) => other.screenFramesDecoded > 0)");
-    save_call(&place, "screen", &ann);
+    save_call(&place, "screen", &LOOKS, &ann);
     cid.run("await rooms.share(false); rooms.setMode('sfu');");
     ann.wait("for the unit", "state.mode === 'sfu' && state.sfu.subscribe?.connectionState === 'connected'");
-    save_call(&place, "forwarding-unit", &ann);
+    save_call(&place, "forwarding-unit", &LOOKS, &ann);
     cid.run("rooms.setMode('broadcast');");
     ann.wait("for the broadcast", "state.mode === 'broadcast'");
     switch_to(&place.browser, &ann.window);
-    save(&place, "broadcast", || {
+    save(&place, "broadcast", &LOOKS, || {
         let from_sender = "state.peers.find(({ id }) => id === state.sender).framesDecoded";
         let before = ann.wait("for the sender", from_sender);
         ann.wait("for moving pictures", &format!("{from_sender} > {before}"));
     });
+
+    // What goes wrong, and what a page says about it.
+    let gone: String = room.chars().rev().collect();
+    let nowhere = place.open(&gone, "Dan", "udp");
+    let is_refused = "!state.joined && document.getElementById('join-problem').textContent";
+    nowhere.wait("for the refusal", is_refused);
+    switch_to(&place.browser, &nowhere.window);
+    save(&place, "refused", &LOOKS, || {});
+    cid.run("rooms.setMode('mesh');");
+    ann.wait("for the mesh", "state.mode === 'mesh' && peer.framesDecoded > 0");
+    place.servers.end_server();
+    ann.wait("for the notice", "document.getElementById('notices').textContent.includes('is lost')");
+    save_call(&place, "server-lost", &LOOKS, &ann);
 }

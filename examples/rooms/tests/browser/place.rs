@@ -52,9 +52,11 @@ impl Servers {
         room.as_str().expect("a room has an id").to_owned()
     }
 
-    /// Opens a page in which someone tries to enter a room. The page also has this query.
+    /// Opens a page in which someone tries to enter a room, with a test picture and a tone unless the query, which the
+    /// page also has, names another capture.
     pub(crate) fn open<'p>(&'p self, driver: &'p dyn Driver, room: &str, name: &str, query: &str) -> Participant<'p> {
-        let query = format!("capture=synthetic&join=1&name={name}&{query}");
+        // The page takes the first one of each parameter.
+        let query = format!("{query}&capture=synthetic&join=1&name={name}");
         Participant::open(self, driver, &format!("{}/room/{room}?{query}", self.url))
     }
 
@@ -75,6 +77,12 @@ impl Servers {
     /// Starts a bot that enters a room.
     pub(crate) fn bot(&self, room: &str, options: &[&str]) -> Process {
         Process::start(Command::new(ROOMS).args(["bot", &format!("{}/room/{room}", self.url)]).args(options), None)
+    }
+
+    /// Ends the server. The relays go on.
+    pub(crate) fn end_server(&self) {
+        self.server.terminate();
+        assert!(self.server.stderr.wait_for_end(TIMEOUT), "the server does not end");
     }
 
     /// Returns what relays and server have logged, for messages.
@@ -109,6 +117,12 @@ impl Place {
         Self { browser: Browser::start(), servers }
     }
 
+    /// A place with one relay, and a browser with cameras, microphones and speakers.
+    pub(crate) fn with_devices() -> Self {
+        let servers = Servers::start(vec![Relay::start()], "127.0.0.1:0", &[]);
+        Self { browser: Browser::with_devices(), servers }
+    }
+
     /// Makes a room and returns its id.
     pub(crate) fn room(&self) -> String {
         self.servers.room(&self.browser)
@@ -122,6 +136,27 @@ impl Place {
     /// Opens a page in which someone tries to enter a room.
     pub(crate) fn open(&self, room: &str, name: &str, transport: &str) -> Participant<'_> {
         self.servers.open(&self.browser, room, name, &only(transport))
+    }
+
+    /// Lets participants without a page enter a room, who connect to nobody.
+    pub(crate) fn enter_silently(&self, room: &str, count: usize) {
+        let window = self.browser.open("");
+        Driver::navigate(&self.browser, &window, &self.servers.url);
+        let entered = Driver::execute_async(
+            &self.browser,
+            &window,
+            "const [room, count, done] = arguments;
+             window.sockets = Array.from({ length: count }, () => new WebSocket(`ws://${location.host}/ws`));
+             let joined = 0;
+             for (const socket of sockets) {
+               socket.onopen = () => socket.send(JSON.stringify({ type: 'join', room, name: 'Silent', kind: 'browser' }));
+               socket.onmessage = ({ data }) => {
+                 if (JSON.parse(data).type === 'joined' && (joined += 1) === count) done(joined);
+               };
+             }",
+            &[room.into(), count.into()],
+        );
+        assert_eq!(entered, count);
     }
 
     /// Lets two participants enter a new room.

@@ -264,3 +264,30 @@ async fn after_an_answer_that_does_not_fit_the_unit_begins_another_connection() 
     viewer.answer(&mut unit, &answer);
     assert_eq!(viewer.messages(), Vec::<Value>::new());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_participant_that_requests_a_connection_anew_gets_the_offer_of_another_one_with_its_sources() {
+    let mut unit = unit().await;
+    let (sender, mut viewer) = (Participant::enter(&mut unit), Participant::enter(&mut unit));
+    unit.add(&sender, MediaKind::Audio).await;
+    unit.add(&sender, MediaKind::Video).await;
+    let first = viewer.description();
+    let answer = viewer.accept(&first);
+    viewer.answer(&mut unit, &answer);
+    let mut before = first;
+    // The second request comes before the answer to the first offer.
+    for _ in 0..2 {
+        viewer.signal(&mut unit, Link::Subscribe, Signal::Restart(Restart { anew: true }));
+        unit.settle().await;
+        let offer = viewer.description();
+        assert_ne!(fingerprint(&before), fingerprint(&offer));
+        assert_eq!(sections(&offer), 2);
+        before = offer;
+    }
+    viewer.rtc = configuration().build(Instant::now().into_std());
+    let answer = viewer.accept(&before);
+    viewer.answer(&mut unit, &answer);
+    unit.add(&sender, MediaKind::Video).await;
+    let last = viewer.description();
+    assert_eq!((fingerprint(&before), sections(&last)), (fingerprint(&last), 3));
+}
