@@ -339,4 +339,9 @@ window.rooms = Object.freeze({
 clean();
 statistics.start();
 const started = prejoin.start();
-if (parameters.get("join") === "1") started.then(() => prejoin.submit());
+// The video of a participant who sends nothing would keep a page loading for ever.
+const loaded = new Promise((resolve) => {
+  if (document.readyState === "complete") resolve();
+  else addEventListener("load", resolve, { once: true });
+});
+if (parameters.get("join") === "1") Promise.all([started, loaded]).then(() => prejoin.submit());

@@ -59,6 +59,8 @@ fn a_screen_is_shared_after_the_unit_has_refused_too_many_restarts() {
     ben.wait("for the screen", "peer.screen && peer.screenFramesDecoded >= 10");
     for participant in [&ann, &ben] {
         participant.wait_for_frames(10);
+        // Until its candidate comes, the address of the other side is a peer-reflexive one.
+        participant.wait("for all candidates", "(await observer.paths()).every(({ remote }) => remote === 'relay')");
         participant.paths_over("udp");
     }
     report("more restarts than the unit takes", "udp", "refused, then a screen is shared", None);
