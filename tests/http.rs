@@ -171,6 +171,9 @@ mod http {
         };
         assert_eq!(status("GET", "/", "", b""), 404);
         assert_eq!(status("GET", "/v1/status", "", b""), 404);
+        let unknown = get(&server, "/.well-known/acme-challenge/%00token");
+        assert_eq!((unknown.status, unknown.header("location")), (404, None));
+        assert!(!unknown.body.contains("token"), "no part of the request is repeated: {}", unknown.body);
         assert_eq!(status("POST", "/metrics", "", b"x"), 405);
         assert_eq!(status("HEAD", "/healthz", "", b""), 200);
         assert_eq!(status("GET", "/metrics", "", &vec![b'x'; 100_000]), 413);

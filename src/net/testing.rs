@@ -114,6 +114,7 @@ fn the_check_script_requires_all_tests() {
         "cargo test --lib worker::offload::",
         "--test addresses",
         "--test cli",
+        "--bench soak -- --minutes 1\n",
         "--test offload ",
         "--test offloaded\n",
         "--test interop -- --nocapture --test-threads=2\n",

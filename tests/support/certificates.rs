@@ -69,7 +69,7 @@ impl Authority {
     /// Issues a certificate that is valid between two times, in seconds since the Unix epoch.
     pub(crate) fn issue_for(&self, names: &[&str], from: u64, to: u64) -> Issued {
         static SERIAL: AtomicU64 = AtomicU64::new(0x10);
-        let serial = [0x5e, u8::try_from(SERIAL.fetch_add(1, Ordering::Relaxed)).unwrap()];
+        let serial = [0x5e, u8::try_from(SERIAL.fetch_add(1, Ordering::Relaxed) % 256).unwrap()];
         let mut params = params("server", names, from, to);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
         let key = KeyPair::generate().unwrap();

@@ -358,6 +358,21 @@ fn message_of_only_empty_attributes_is_read() {
 }
 
 #[test]
+fn a_message_is_read_at_every_alignment() {
+    let address = "[2001:db8::1]:4242".parse().unwrap();
+    let bytes = write(|writer| {
+        writer.push(&Data(&[7, 8, 9]));
+        writer.push(&XorPeerAddress(address));
+    });
+    for offset in 0..8 {
+        let shifted = [vec![0; offset], bytes.clone()].concat();
+        let message = Message::parse(&shifted[offset..]).unwrap();
+        assert_eq!(message.get(), Ok(Some(Data(&[7, 8, 9]))));
+        assert_eq!(message.get(), Ok(Some(XorPeerAddress(address))));
+    }
+}
+
+#[test]
 fn datagrams_of_735_and_65535_bytes_do_not_panic() {
     for len in [735, 65_535] {
         for fill in [0x00, 0x01, 0x7F, 0xFF] {

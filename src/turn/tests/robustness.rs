@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, Lifetime, Nonce, Realm, RequestedTransport, Software,
-    Username, XorPeerAddress,
+    UnknownAttributes, Username, XorPeerAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, Method, TransactionId};
 use crate::turn::RequestMethod;
@@ -85,6 +85,21 @@ fn long_messages_are_parsed() {
     let mut packet = vec![0; 65_535];
     packet[..4].copy_from_slice(&[0x40, 0, 0xff, 0xff]);
     assert_eq!(world.dropped(&client.tuple, &packet), DropReason::MalformedChannelData);
+}
+
+// RFC 7635 §4.1: ACCESS-TOKEN. There is no authorization by tokens here, so a token is never decoded.
+#[test]
+fn an_access_token_is_an_unknown_attribute_however_long_it_is() {
+    let mut world = World::new();
+    let client = world.client(1);
+    let access_token = AttributeType::new(0x001b);
+    for length in [0, 2, 256, 735, 65_000] {
+        let token = vec![0xff; length];
+        let response = world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &Raw(access_token, &token)]);
+        let unknown: Vec<_> = response.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
+        assert_eq!((response.code(), unknown), (Some(420), vec![access_token]));
+    }
+    assert_eq!(world.footprint(), EMPTY);
 }
 
 // RFC 8489 §14: attributes may be repeated. §6.3.1: comprehension-optional ones that are not understood are ignored.
