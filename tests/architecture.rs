@@ -13,6 +13,9 @@ mod logs;
 #[path = "architecture/paths.rs"]
 mod paths;
 #[cfg(test)]
+#[path = "architecture/supply_chain.rs"]
+mod supply_chain;
+#[cfg(test)]
 #[path = "architecture/tokens.rs"]
 mod tokens;
 

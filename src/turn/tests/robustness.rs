@@ -95,7 +95,8 @@ fn an_access_token_is_an_unknown_attribute_however_long_it_is() {
     let access_token = AttributeType::new(0x001b);
     for length in [0, 2, 256, 735, 65_000] {
         let token = vec![0xff; length];
-        let response = world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &Raw(access_token, &token)]);
+        let response =
+            world.send_request(&client, Method::ALLOCATE, &[&RequestedTransport::UDP, &Raw(access_token, &token)]);
         let unknown: Vec<_> = response.get::<UnknownAttributes<'_>>().unwrap().iter().collect();
         assert_eq!((response.code(), unknown), (Some(420), vec![access_token]));
     }
