@@ -1,0 +1,281 @@
+//! What the clients and peers of a sequence do, in a form that a person can read.
+
+use std::fmt;
+
+use turnserver::stun::{AttributeType, Class, Method};
+
+/// The transport of a client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Link {
+    Udp,
+    Udp6,
+    Tcp,
+}
+
+/// What the clients of one test do, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    pub(crate) clients: Vec<Link>,
+    pub(crate) operations: Vec<Operation>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Operation {
+    /// A client sends a STUN message.
+    Message { client: usize, message: Message },
+    /// A client repeats its last message, byte for byte.
+    Again { client: usize },
+    /// A client sends ChannelData. Its length field is `excess` larger than the payload.
+    ChannelData { client: usize, number: u16, payload: Vec<u8>, excess: i16, padding: usize },
+    /// A client sends a datagram that is neither.
+    Bytes { client: usize, bytes: Vec<u8> },
+    /// A peer sends a datagram to the relayed address of a client.
+    FromPeer { peer: Peer, client: usize, payload: Vec<u8> },
+}
+
+/// A socket of a peer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Peer {
+    A,
+    /// The address of `A` with another port.
+    A2,
+    B,
+    /// An IPv6 address.
+    V6,
+}
+
+impl Peer {
+    pub(crate) const ALL: [Self; 4] = [Self::A, Self::A2, Self::B, Self::V6];
+}
+
+/// A STUN message.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) struct Message {
+    pub(crate) class: Class,
+    pub(crate) method: Method,
+    pub(crate) items: Vec<Item>,
+    pub(crate) credentials: Credentials,
+    /// Attributes after MESSAGE-INTEGRITY.
+    pub(crate) after: Vec<Item>,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) damage: Option<Damage>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fingerprint {
+    None,
+    Right,
+    Wrong,
+    /// Followed by SOFTWARE.
+    NotLast,
+}
+
+/// The attributes that authenticate a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Credentials {
+    None,
+    /// Of the user that all clients use.
+    Right,
+    /// Of another user.
+    OtherUser,
+    UnknownUser,
+    WrongPassword,
+    /// Signed with the key of the realm that the request names.
+    WrongRealm,
+    MadeUpNonce,
+    /// The nonce of the next client.
+    ForeignNonce,
+    NoUsername,
+    NoRealm,
+    NoNonce,
+    NoIntegrity,
+    /// MESSAGE-INTEGRITY of 19 bytes.
+    ShortIntegrity,
+    /// PASSWORD-ALGORITHMS, PASSWORD-ALGORITHM and MESSAGE-INTEGRITY-SHA256 (RFC 8489).
+    Sha256,
+}
+
+/// An attribute.
+#[derive(Clone, PartialEq, Debug)]
+pub(crate) enum Item {
+    RequestedTransport(u8),
+    Lifetime(u32),
+    EvenPort(bool),
+    Token(Token),
+    Family(u8),
+    AdditionalFamily(u8),
+    DontFragment,
+    Peer(Target),
+    Channel(u16),
+    Data(Vec<u8>),
+    Raw(u16, Vec<u8>),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Token {
+    /// The token that this client has received, or zeros.
+    Of(usize),
+    Garbage,
+}
+
+/// The address of a peer in a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Target {
+    Peer(Peer),
+    /// The IPv4 relayed address of a client, or peer B if it has none.
+    Relay(usize),
+    /// An address that both servers deny.
+    Denied,
+    Loopback,
+    Unspecified,
+    Multicast,
+    Broadcast,
+    /// ::ffff:10.0.3.9, the denied address.
+    MappedDenied,
+    ZeroPort,
+}
+
+/// What is wrong with the bytes of a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Damage {
+    /// The last bytes are missing.
+    Truncated(usize),
+    Trailing(usize),
+    Cookie,
+    LeadingBits,
+    /// The length in the header is larger than the message.
+    LongLength(u16),
+}
+
+impl Operation {
+    pub(crate) fn message(&self) -> Option<&Message> {
+        match self {
+            Self::Message { message, .. } => Some(message),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn client(&self) -> usize {
+        match self {
+            Self::Message { client, .. }
+            | Self::Again { client }
+            | Self::ChannelData { client, .. }
+            | Self::Bytes { client, .. }
+            | Self::FromPeer { client, .. } => *client,
+        }
+    }
+
+    /// Whether other clients and peers may receive something.
+    pub(crate) fn is_data(&self) -> bool {
+        match self {
+            Self::Message { message, .. } => message.class == Class::Indication,
+            Self::Again { .. } | Self::ChannelData { .. } | Self::Bytes { .. } | Self::FromPeer { .. } => true,
+        }
+    }
+}
+
+impl Message {
+    pub(crate) fn request(method: Method, items: Vec<Item>) -> Self {
+        Self {
+            class: Class::Request,
+            method,
+            items,
+            credentials: Credentials::Right,
+            after: Vec::new(),
+            fingerprint: Fingerprint::None,
+            damage: None,
+        }
+    }
+
+    pub(crate) fn is(&self, method: Method) -> bool {
+        self.class == Class::Request && self.method == method
+    }
+
+    pub(crate) fn has(&self, wanted: impl Fn(&Item) -> bool) -> bool {
+        self.items.iter().any(wanted)
+    }
+
+    /// The attributes of this type.
+    pub(crate) fn of(&self, kind: AttributeType) -> impl Iterator<Item = &Item> {
+        self.items.iter().filter(move |item| item.kind() == kind)
+    }
+}
+
+impl Item {
+    pub(crate) fn kind(&self) -> AttributeType {
+        match self {
+            Self::RequestedTransport(_) => AttributeType::REQUESTED_TRANSPORT,
+            Self::Lifetime(_) => AttributeType::LIFETIME,
+            Self::EvenPort(_) => AttributeType::EVEN_PORT,
+            Self::Token(_) => AttributeType::RESERVATION_TOKEN,
+            Self::Family(_) => AttributeType::REQUESTED_ADDRESS_FAMILY,
+            Self::AdditionalFamily(_) => AttributeType::ADDITIONAL_ADDRESS_FAMILY,
+            Self::DontFragment => AttributeType::DONT_FRAGMENT,
+            Self::Peer(_) => AttributeType::XOR_PEER_ADDRESS,
+            Self::Channel(_) => AttributeType::CHANNEL_NUMBER,
+            Self::Data(_) => AttributeType::DATA,
+            Self::Raw(kind, _) => AttributeType::new(*kind),
+        }
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind())?;
+        match self {
+            Self::RequestedTransport(value) | Self::Family(value) | Self::AdditionalFamily(value) => {
+                write!(f, "={value}")
+            }
+            Self::Lifetime(value) => write!(f, "={value}"),
+            Self::EvenPort(value) => write!(f, "={}", u8::from(*value)),
+            Self::Token(value) => write!(f, "={value:?}"),
+            Self::DontFragment => Ok(()),
+            Self::Peer(value) => write!(f, "={value:?}"),
+            Self::Channel(value) => write!(f, "=0x{value:04x}"),
+            Self::Data(value) | Self::Raw(_, value) => write!(f, "=[{}]", hex(value)),
+        }
+    }
+}
+
+impl fmt::Display for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.method, self.class)?;
+        self.items.iter().try_for_each(|item| write!(f, ", {item}"))?;
+        if self.credentials != Credentials::None {
+            write!(f, ", credentials: {:?}", self.credentials)?;
+        }
+        self.after.iter().try_for_each(|item| write!(f, ", after the integrity: {item}"))?;
+        if self.fingerprint != Fingerprint::None {
+            write!(f, ", FINGERPRINT: {:?}", self.fingerprint)?;
+        }
+        self.damage.iter().try_for_each(|damage| write!(f, ", damage: {damage:?}"))
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Message { client, message } => write!(f, "client {client}: {message}"),
+            Self::Again { client } => write!(f, "client {client}: its last message again"),
+            Self::ChannelData { client, number, payload, excess, padding } => {
+                write!(f, "client {client}: ChannelData 0x{number:04x} [{}]", hex(payload))?;
+                write!(f, ", length {excess:+}, {padding} bytes of padding")
+            }
+            Self::Bytes { client, bytes } => write!(f, "client {client}: bytes [{}]", hex(bytes)),
+            Self::FromPeer { peer, client, payload } => {
+                write!(f, "peer {peer:?}: [{}] to the relayed address of client {client}", hex(payload))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Sequence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "clients: {:?}", self.clients)?;
+        self.operations.iter().enumerate().try_for_each(|(at, operation)| writeln!(f, "{at:3}. {operation}"))
+    }
+}
