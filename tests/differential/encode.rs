@@ -66,7 +66,9 @@ fn push(writer: &mut MessageWriter<'_>, item: &Item, wire: &Wire<'_>) {
         Item::EvenPort(reserve_next) => writer.push(&EvenPort { reserve_next: *reserve_next }),
         Item::Token(Token::Of(client)) => writer.push(&ReservationToken((wire.token)(*client))),
         Item::Token(Token::Garbage) => writer.push(&ReservationToken(*b"no token")),
-        Item::Family(family) | Item::AdditionalFamily(family) => raw(writer, kind, &[*family, 0, 0, 0]),
+        Item::Family(family) | Item::AdditionalFamily(family) | Item::DraftAdditionalFamily(family) => {
+            raw(writer, kind, &[*family, 0, 0, 0]);
+        }
         Item::DontFragment => writer.push(&DontFragment),
         Item::Peer(target) => writer.push(&XorPeerAddress((wire.target)(*target))),
         Item::Channel(number) => {

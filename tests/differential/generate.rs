@@ -76,7 +76,7 @@ impl Generator<'_> {
             0 => items.push(Item::EvenPort(true)),
             1 => items.push(Item::EvenPort(false)),
             2 => items.push(Item::Family(2)),
-            3 => items.push(Item::AdditionalFamily(2)),
+            3 => items.push(Item::DraftAdditionalFamily(2)),
             _ => {}
         }
         Operation::Message { client, message: Message::request(Method::ALLOCATE, items) }
@@ -266,7 +266,12 @@ impl Generator<'_> {
             items.push(Item::Family(self.family()));
         }
         if self.random.percent(12) {
-            items.push(Item::AdditionalFamily(self.random.pick(&[2, 2, 2, 1, 0, 9])));
+            let family = self.random.pick(&[2, 2, 2, 1, 0, 9]);
+            items.push(if self.random.percent(75) {
+                Item::DraftAdditionalFamily(family)
+            } else {
+                Item::AdditionalFamily(family)
+            });
         }
         if self.random.percent(10) {
             items.push(Item::DontFragment);

@@ -54,6 +54,8 @@ impl Laboratory {
     pub(crate) fn new() -> Self {
         let (clients, peers) = (Host::new(1), Host::new(2));
         peers.ip("addr add 10.0.2.3/24 dev n2");
+        peers.ip("route add 10.0.1.0/24 via 10.0.2.1");
+        peers.ip("-6 route add fd00:1::/64 via fd00:2::1");
         let namespace = clients.run(Namespace::own);
         let server = SERVER.to_string();
         let users: String =
@@ -61,7 +63,7 @@ impl Laboratory {
         let more = format!(
             "{users}[peers]\nallow = [\"10.0.2.0/24\", \"fd00:2::/64\"]\n\
              [limits]\nunverified-responses = 0\nfailed-authentications = 0\nconnections-per-source = 0\n\
-             [offload]\nmode = \"off\"\n"
+             [compat]\ndraft-dual-allocation = true\n[offload]\nmode = \"off\"\n"
         );
         let ours = Server::start(&config_without_secret(&[&server, SERVER6], &more));
         let udp6 = ours.udp_address_on(SERVER6.parse().unwrap());

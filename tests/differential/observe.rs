@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{
-    ErrorCodeAttribute, Lifetime, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
+    ErrorCodeAttribute, Lifetime, MappedAddress, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use turnserver::stun::{AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, TransactionId};
 
@@ -86,8 +86,8 @@ impl Seen {
             let name = attribute.kind.to_string();
             let value = value(attribute.kind, attribute.value, message, names);
             let value = match seen.fields.remove(&name) {
-                Some(before) => format!("{before} + {value}"),
-                None => value,
+                Some(before) if attribute.kind != AttributeType::XOR_RELAYED_ADDRESS => format!("{before} + {value}"),
+                _ => value,
             };
             seen = seen.with(&name, value);
         }
@@ -99,16 +99,22 @@ impl Seen {
 fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names<'_>) -> String {
     let own = |address: SocketAddr| if address == names.own { "its own".to_owned() } else { address.to_string() };
     match kind {
-        AttributeType::NONCE | AttributeType::SOFTWARE | AttributeType::RESERVATION_TOKEN => "present".to_owned(),
+        AttributeType::NONCE | AttributeType::SOFTWARE
+        | AttributeType::RESERVATION_TOKEN
+        | AttributeType::PASSWORD_ALGORITHMS
+        | AttributeType::RESPONSE_ORIGIN => "present".to_owned(),
         AttributeType::ERROR_CODE => "as above".to_owned(),
         AttributeType::XOR_MAPPED_ADDRESS => {
             message.get::<XorMappedAddress>().ok().flatten().map_or_else(|| hex(value), |mapped| own(mapped.0))
+        }
+        AttributeType::MAPPED_ADDRESS => {
+            message.get::<MappedAddress>().ok().flatten().map_or_else(|| hex(value), |mapped| own(mapped.0))
         }
         AttributeType::XOR_PEER_ADDRESS => {
             let peer = message.get::<XorPeerAddress>().ok().flatten();
             peer.map_or_else(|| hex(value), |peer| (names.name)(peer.0))
         }
-        // Each of two addresses is shown at each of them.
+        // All of them.
         AttributeType::XOR_RELAYED_ADDRESS => {
             let mut all: Vec<_> = message
                 .all::<XorRelayedAddress>()

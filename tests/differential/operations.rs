@@ -104,6 +104,8 @@ pub(crate) enum Item {
     Token(Token),
     Family(u8),
     AdditionalFamily(u8),
+    /// ADDITIONAL-ADDRESS-FAMILY under the number of the draft that coturn implements.
+    DraftAdditionalFamily(u8),
     DontFragment,
     Peer(Target),
     Channel(u16),
@@ -210,6 +212,7 @@ impl Item {
             Self::Token(_) => AttributeType::RESERVATION_TOKEN,
             Self::Family(_) => AttributeType::REQUESTED_ADDRESS_FAMILY,
             Self::AdditionalFamily(_) => AttributeType::ADDITIONAL_ADDRESS_FAMILY,
+            Self::DraftAdditionalFamily(_) => AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY,
             Self::DontFragment => AttributeType::DONT_FRAGMENT,
             Self::Peer(_) => AttributeType::XOR_PEER_ADDRESS,
             Self::Channel(_) => AttributeType::CHANNEL_NUMBER,
@@ -227,9 +230,10 @@ impl fmt::Display for Item {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind())?;
         match self {
-            Self::RequestedTransport(value) | Self::Family(value) | Self::AdditionalFamily(value) => {
-                write!(f, "={value}")
-            }
+            Self::RequestedTransport(value)
+            | Self::Family(value)
+            | Self::AdditionalFamily(value)
+            | Self::DraftAdditionalFamily(value) => write!(f, "={value}"),
             Self::Lifetime(value) => write!(f, "={value}"),
             Self::EvenPort(value) => write!(f, "={}", u8::from(*value)),
             Self::Token(value) => write!(f, "={value:?}"),
