@@ -27,7 +27,9 @@ pub(crate) struct Explanation {
 /// A difference and its circumstances.
 pub(crate) struct Case<'c> {
     pub(crate) before: &'c [Operation],
+    /// The operation. If a client repeats a message, this is the message.
     pub(crate) operation: &'c Operation,
+    pub(crate) is_repeated: bool,
     pub(crate) difference: &'c Difference,
     pub(crate) clients: &'c [Link],
 }
@@ -99,12 +101,13 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         matches: |case| case.field("PASSWORD-ALGORITHMS", "present", ABSENT),
     },
     Explanation {
-        name: "coturn adds MAPPED-ADDRESS and RESPONSE-ORIGIN to Binding responses",
-        rule: "RFC 8489 §6.3.1.2, RFC 5780 §7.3",
+        name: "coturn adds MAPPED-ADDRESS, RESPONSE-ORIGIN and OTHER-ADDRESS to Binding responses",
+        rule: "RFC 8489 §6.3.1.2, RFC 5780 §7.3, §7.4",
         right: Both,
         ends: false,
         matches: |case| {
-            case.field("MAPPED-ADDRESS", ABSENT, "its own") || case.field("RESPONSE-ORIGIN", ABSENT, "present")
+            case.field("MAPPED-ADDRESS", ABSENT, "its own")
+                || ["RESPONSE-ORIGIN", "OTHER-ADDRESS"].iter().any(|name| case.field(name, ABSENT, "present"))
         },
     },
     Explanation {
@@ -126,6 +129,106 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
             let unauthenticated = case.credentials() != Credentials::Right;
             case.method() == Some(Method::ALLOCATE)
                 && matches!(case.results(), Some(("400" | "401" | "438" | NOTHING, "437")) if unauthenticated)
+        },
+    },
+    Explanation {
+        name: "coturn repeats an Allocate response without its RESERVATION-TOKEN",
+        rule: "RFC 8489 §6.3.1",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.is_repeated && case.field("RESERVATION-TOKEN", "present", ABSENT)
+        },
+    },
+    Explanation {
+        name: "ours signs with SHA-256 what a client with password algorithms requests",
+        rule: "RFC 8489 §9.2.4",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.credentials() == Credentials::Sha256
+                && (case.field("MESSAGE-INTEGRITY", ABSENT, "valid")
+                    || case.field("MESSAGE-INTEGRITY-SHA256", "valid", ABSENT))
+        },
+    },
+    Explanation {
+        name: "coturn honours attributes after MESSAGE-INTEGRITY",
+        rule: "RFC 8489 §9",
+        right: Ours,
+        ends: true,
+        matches: |case| case.message().is_some_and(|message| !message.after.is_empty()),
+    },
+    Explanation {
+        name: "coturn checks attributes before the allocation, or the user of the connection instead of the allocation's",
+        rule: "RFC 8656 §5",
+        right: Ours,
+        ends: true,
+        matches: |case| matches!(case.results(), Some(("437", "400" | "403" | "420" | "441" | "443"))),
+    },
+    Explanation {
+        name: "coturn rejects another user with 441 before it authenticates the request",
+        rule: "RFC 8656 §5",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            matches!(case.results(), Some(("401" | "400" | "438" | NOTHING, "441")))
+        },
+    },
+    Explanation {
+        name: "coturn rejects known attributes of other methods with 420",
+        rule: "RFC 8489 §6.3",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            let expected = |item: &Item| !matches!(item, Item::Raw(0x7abc | 0x0030, _));
+            matches!(case.results(), Some((_, "420")))
+                && case.message().is_some_and(|message| message.has(expected))
+        },
+    },
+    Explanation {
+        name: "coturn uses the last of several attributes of a type, or rejects them",
+        rule: "RFC 8489 §14",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            let twice = |message: &Message| message.items.iter().any(|item| message.of(item.kind()).count() > 1);
+            case.method() != Some(Method::CREATE_PERMISSION) && case.message().is_some_and(twice)
+        },
+    },
+    Explanation {
+        name: "coturn rejects a request with another realm with 400",
+        rule: "RFC 8489 §9.2.4",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.credentials() == Credentials::WrongRealm && matches!(case.results(), Some(("401", "400")))
+        },
+    },
+    Explanation {
+        name: "coturn answers requests of RFC 3489, which have no magic cookie",
+        rule: "RFC 8489 §12; docs/rfc-coverage.md",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            let damage = case.message().and_then(|message| message.damage);
+            damage == Some(Damage::Cookie) && case.kinds() == Some((NOTHING, "malformed message"))
+        },
+    },
+    Explanation {
+        name: "ours drops requests of methods that it does not support; coturn rejects them",
+        rule: "RFC 8489 §6.3",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            let served = [
+                Method::BINDING,
+                Method::ALLOCATE,
+                Method::REFRESH,
+                Method::CREATE_PERMISSION,
+                Method::CHANNEL_BIND,
+            ];
+            case.message().is_some_and(|message| message.class == Class::Request && !served.contains(&message.method))
+                && matches!(case.kinds(), Some((NOTHING, _)))
         },
     },
     Explanation {

@@ -155,9 +155,15 @@ impl Lane {
             let differences = compare(&seen[0], &seen[1]);
             write_step(&mut run.transcript, at, operation, &seen, &differences);
             let before = &sequence.operations[..at];
+            let is_repeated = matches!(operation, Operation::Again { .. });
+            let is_original = |earlier: &&Operation| {
+                matches!(earlier, Operation::Message { client, .. } if *client == operation.client())
+            };
+            let original = before.iter().rev().find(is_original).filter(|_| is_repeated);
             let mut ends = false;
             for difference in &differences {
-                let case = Case { before, operation, difference, clients: &sequence.clients };
+                let operation = original.unwrap_or(operation);
+                let case = Case { before, operation, is_repeated, difference, clients: &sequence.clients };
                 match EXPLANATIONS.iter().find(|explanation| (explanation.matches)(&case)) {
                     Some(explanation) => {
                         ends |= explanation.ends;

@@ -102,6 +102,7 @@ fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names
         AttributeType::NONCE | AttributeType::SOFTWARE
         | AttributeType::RESERVATION_TOKEN
         | AttributeType::PASSWORD_ALGORITHMS
+        | AttributeType::OTHER_ADDRESS
         | AttributeType::RESPONSE_ORIGIN => "present".to_owned(),
         AttributeType::ERROR_CODE => "as above".to_owned(),
         AttributeType::XOR_MAPPED_ADDRESS => {
