@@ -1,15 +1,14 @@
 //! The differences between the two servers, and the reason of each.
 
-use turnserver::stun::{AttributeType, Class, Method};
+use turnserver::stun::{Class, Method};
 
 use crate::observe::{ABSENT, Difference, NOTHING};
-use crate::operations::{Credentials, Damage, Fingerprint, Item, Link, Message, Operation, Target};
+use crate::operations::{Credentials, Damage, Item, Link, Message, Operation, Target, Token};
 
 /// Which server is right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Right {
     Ours,
-    Coturn,
     /// The RFC allows both.
     Both,
 }
@@ -74,6 +73,10 @@ impl Case<'_> {
         Some((&ours[result(ours)..], &coturn[result(coturn)..]))
     }
 
+    fn has(&self, wanted: impl Fn(&Item) -> bool) -> bool {
+        self.message().is_some_and(|message| message.has(wanted))
+    }
+
     fn method(&self) -> Option<Method> {
         self.message().map(|message| message.method)
     }
@@ -83,7 +86,7 @@ impl Case<'_> {
     }
 }
 
-use Right::{Both, Coturn, Ours};
+use Right::{Both, Ours};
 
 pub(crate) const EXPLANATIONS: &[Explanation] = &[
     Explanation {
@@ -191,8 +194,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Ours,
         ends: true,
         matches: |case| {
-            let twice = |message: &Message| message.items.iter().any(|item| message.of(item.kind()).count() > 1);
-            case.method() != Some(Method::CREATE_PERMISSION) && case.message().is_some_and(twice)
+            case.method() != Some(Method::CREATE_PERMISSION) && case.message().is_some_and(Message::has_duplicates)
         },
     },
     Explanation {
@@ -236,8 +238,176 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8656 §18.11",
         right: Ours,
         ends: true,
+        matches: |case| case.has(|item| matches!(item, Item::AdditionalFamily(_))),
+    },
+    Explanation {
+        name: "an address family that does not exist in ADDITIONAL-ADDRESS-FAMILY",
+        rule: "RFC 8656 §7.2 step 9: not specified",
+        right: Both,
+        ends: false,
         matches: |case| {
-            case.message().is_some_and(|message| message.has(|item| matches!(item, Item::AdditionalFamily(_))))
+            case.has(|item| matches!(item, Item::DraftAdditionalFamily(0 | 9)))
+                && matches!(case.results(), Some(("400", "440")))
+        },
+    },
+    Explanation {
+        name: "coturn implements RFC 5780 and RFC 6062, and understands PRIORITY",
+        rule: "RFC 8489 §6.3.1; docs/rfc-coverage.md",
+        right: Both,
+        ends: true,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Raw(0x0003 | 0x0024 | 0x0027 | 0x002a, _)))
+                && (matches!(case.results(), Some(("420", _))) || case.difference.field == "UNKNOWN-ATTRIBUTES")
+        },
+    },
+    Explanation {
+        name: "coturn checks other things before unknown attributes",
+        rule: "RFC 8489 §6.3.1",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Raw(0x7abc | 0x0030, _)))
+                && matches!(case.results(), Some(("420", "400" | "403" | "437" | "441" | "443")))
+        },
+    },
+    Explanation {
+        name: "coturn lists known attributes in UNKNOWN-ATTRIBUTES, and some twice",
+        rule: "RFC 8489 §6.3, §14.13",
+        right: Ours,
+        ends: false,
+        matches: |case| case.difference.field == "UNKNOWN-ATTRIBUTES",
+    },
+    Explanation {
+        name: "coturn keeps an allocation for a while after a Refresh with lifetime 0",
+        rule: "RFC 8656 §8.2",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.before.iter().any(|earlier| {
+                earlier.client() == case.operation.client()
+                    && earlier.message().is_some_and(|message| {
+                        message.is(Method::REFRESH) && message.has(|item| *item == Item::Lifetime(0))
+                    })
+            })
+        },
+    },
+    Explanation {
+        name: "the order of the checks of one request",
+        rule: "RFC 8656 §10.2, §12.2, §8.2: not specified",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            let errors = ["400", "403", "443"];
+            let both = case.results().is_some_and(|(ours, coturn)| errors.contains(&ours) && errors.contains(&coturn));
+            case.method() != Some(Method::ALLOCATE) && both
+        },
+    },
+    Explanation {
+        name: "coturn has mobility and rejects an attempt to use it with 405; ours ignores the optional attribute",
+        rule: "RFC 8489 §6.3, RFC 8016",
+        right: Both,
+        ends: true,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Raw(0x8030, _))) && matches!(case.results(), Some((_, "405")))
+        },
+    },
+    Explanation {
+        name: "coturn accepts malformed attributes",
+        rule: "RFC 8489 §14, RFC 8656 §7.2, §10.2",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Raw(..) if item.kind().number() < 0x0023))
+                && matches!(case.results(), Some(("400", "success")))
+        },
+    },
+    Explanation {
+        name: "coturn takes a token of zeros for none",
+        rule: "RFC 8656 §7.2 step 5",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Token(Token::Of(_))))
+                && matches!(case.results(), Some(("508", "success")))
+        },
+    },
+    Explanation {
+        name: "coturn rejects an invalid token with 404",
+        rule: "RFC 8656 §7.2 step 5: 508",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Token(_))) && matches!(case.results(), Some(("508", "404")))
+        },
+    },
+    Explanation {
+        name: "coturn does not look for a denied IPv4 address in an IPv6 address",
+        rule: "docs/threat-model.md",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.has(|item| *item == Item::Peer(Target::MappedDenied))
+                && matches!(case.results(), Some(("403", "success")))
+        },
+    },
+    Explanation {
+        name: "ours ends a connection without an allocation after anything but a request",
+        rule: "docs/threat-model.md",
+        right: Both,
+        ends: true,
+        matches: |case| {
+            case.clients[case.operation.client()] == Link::Tcp
+                && case.message().is_none_or(|message| message.class != Class::Request)
+                && case.kinds() == Some(("the end of the connection", NOTHING))
+        },
+    },
+    Explanation {
+        name: "coturn relays to peers over TCP",
+        rule: "RFC 6062 §5.1; docs/rfc-coverage.md",
+        right: Both,
+        ends: true,
+        matches: |case| {
+            case.has(|item| *item == Item::RequestedTransport(6))
+                && matches!(case.results(), Some(("442", "400" | "success")))
+        },
+    },
+    Explanation {
+        name: "ours challenges over UDP only an Allocate with REQUESTED-TRANSPORT",
+        rule: "docs/rfc-coverage.md, RFC 8489 §9.2.4",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            case.clients[case.operation.client()] != Link::Tcp
+                && matches!(case.credentials(), Credentials::None | Credentials::NoIntegrity)
+                && matches!(case.results(), Some((NOTHING, "401")))
+        },
+    },
+    Explanation {
+        name: "ours rejects DONT-FRAGMENT for a relayed IPv6 address of an IPv4 client",
+        rule: "RFC 8656 §3.7",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.has(|item| *item == Item::DontFragment) && matches!(case.results(), Some(("420", "success")))
+        },
+    },
+    Explanation {
+        name: "coturn drops ChannelData in a datagram with more padding than needed",
+        rule: "RFC 8656 §12.5, §12.6",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            let Operation::ChannelData { padding, payload, excess, .. } = case.operation else { return false };
+            let needed = (payload.len() + 4 + padding).next_multiple_of(4) - payload.len() - 4;
+            let _ = (needed, excess);
+            *padding >= 4 && case.kinds() == Some(("datagram", NOTHING))
         },
     },
 ];
+
+/// Whether the servers may be in different states after an operation although what was received is the same.
+pub(crate) fn diverges_silently(operation: &Operation) -> bool {
+    let Some(message) = operation.message() else { return false };
+    let twice = message.method != Method::CREATE_PERMISSION && message.has_duplicates();
+    message.class == Class::Request && message.method != Method::BINDING && (twice || !message.after.is_empty())
+}

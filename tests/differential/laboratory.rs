@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use turnserver::stun::{Class, Method, TransactionId};
 
-use crate::explained::{Case, EXPLANATIONS, Explanation};
+use crate::explained::{Case, EXPLANATIONS, Explanation, diverges_silently};
 use crate::observe::{Difference, Seen, compare};
 use crate::operations::{Operation, Sequence};
 use crate::party::{Listening, PEERS, Party, SERVER, USERS};
 use crate::support::client::message;
 use crate::support::network::{Host, Namespace};
-use crate::support::{Process, REALM, Server, TempDir, config_without_secret};
+use crate::support::{Process, REALM, Server, TempDir};
 
 /// Debian's coturn. Our program has the same name.
 const COTURN: &str = "/usr/bin/turnserver";
@@ -60,12 +60,16 @@ impl Laboratory {
         let server = SERVER.to_string();
         let users: String =
             USERS.map(|(name, password)| format!("[[auth.users]]\nname = {name:?}\npassword = {password:?}\n")).concat();
-        let more = format!(
-            "{users}[peers]\nallow = [\"10.0.2.0/24\", \"fd00:2::/64\"]\n\
+        let listen = [format!("{SERVER}:0"), format!("[{SERVER6}]:0")];
+        let addresses = [&server, SERVER6];
+        let config = format!(
+            "realm = {REALM:?}\n[listen]\nudp = {listen:?}\ntcp = {listen:?}\n\
+             [relay]\naddresses = {addresses:?}\nports = \"10000-39999\"\n[log]\nformat = \"json\"\n\
+             {users}[peers]\nallow = [\"10.0.2.0/24\", \"fd00:2::/64\"]\n\
              [limits]\nunverified-responses = 0\nfailed-authentications = 0\nconnections-per-source = 0\n\
              [compat]\ndraft-dual-allocation = true\n[offload]\nmode = \"off\"\n"
         );
-        let ours = Server::start(&config_without_secret(&[&server, SERVER6], &more));
+        let ours = Server::start(&config);
         let udp6 = ours.udp_address_on(SERVER6.parse().unwrap());
         let (udp, tcp) = (ours.udp_address_on(SERVER.into()), ours.tcp_address_on(SERVER.into()));
         let directory = TempDir::new();
@@ -112,7 +116,7 @@ fn start_coturn(directory: &TempDir) -> Process {
     for address in [SERVER.to_string(), SERVER6.to_owned()] {
         command.args(["--listening-ip", &address, "--relay-ip", &address]);
     }
-    command.args(["--listening-port", &COTURN_PORT.to_string(), "--min-port", "40000", "--max-port", "49999"]);
+    command.args(["--listening-port", &COTURN_PORT.to_string(), "--min-port", "40000", "--max-port", "65535"]);
     command.args(["--denied-peer-ip", "10.0.3.0-10.0.3.255", "--no-multicast-peers"]);
     command.args(["--log-file", &own("coturn.log"), "--no-stdout-log"]);
     command.args(["--pidfile", &own("coturn.pid"), "--userdb", &own("coturn.db")]);
@@ -160,7 +164,7 @@ impl Lane {
                 matches!(earlier, Operation::Message { client, .. } if *client == operation.client())
             };
             let original = before.iter().rev().find(is_original).filter(|_| is_repeated);
-            let mut ends = false;
+            let mut ends = diverges_silently(original.unwrap_or(operation));
             for difference in &differences {
                 let operation = original.unwrap_or(operation);
                 let case = Case { before, operation, is_repeated, difference, clients: &sequence.clients };

@@ -197,9 +197,10 @@ impl Message {
         self.items.iter().any(wanted)
     }
 
-    /// The attributes of this type.
-    pub(crate) fn of(&self, kind: AttributeType) -> impl Iterator<Item = &Item> {
-        self.items.iter().filter(move |item| item.kind() == kind)
+    /// Whether an attribute occurs more than once.
+    pub(crate) fn has_duplicates(&self) -> bool {
+        let is_repeated = |(at, item): (usize, &Item)| self.items[..at].iter().any(|other| other.kind() == item.kind());
+        self.items.iter().enumerate().any(is_repeated)
     }
 }
 
