@@ -39,6 +39,7 @@ mod differential {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
+    use std::time::Instant;
 
     use crate::explained::{EXPLANATIONS, Explanation};
     use crate::generate::sequence;
@@ -95,6 +96,7 @@ mod differential {
             let laboratory = Laboratory::new();
             let count = from_environment("DIFFERENTIAL_SEQUENCES").unwrap_or(SEQUENCES);
             let seed = from_environment("DIFFERENTIAL_SEED").unwrap_or(1);
+            let started = Instant::now();
             let (next, findings) = (AtomicU64::new(0), Mutex::new(Findings::default()));
             thread::scope(|scope| {
                 for _ in 0..LANES {
@@ -113,7 +115,7 @@ mod differential {
                 }
             });
             let findings = findings.into_inner().unwrap();
-            println!("{}", findings.summary(count));
+            println!("{} in {:?}", findings.summary(count), started.elapsed());
             if findings.unexplained.is_empty() {
                 return;
             }

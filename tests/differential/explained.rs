@@ -178,6 +178,22 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         },
     },
     Explanation {
+        name: "coturn rejects an Allocate with 437 after a failed request with another username",
+        rule: "RFC 8656 §7.2 step 2",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            let others = [Credentials::OtherUser, Credentials::UnknownUser];
+            let named_another = |earlier: &Operation| {
+                earlier.client() == case.operation.client()
+                    && earlier.message().is_some_and(|message| others.contains(&message.credentials))
+            };
+            case.method() == Some(Method::ALLOCATE)
+                && matches!(case.results(), Some(("success", "437")))
+                && case.before.iter().any(named_another)
+        },
+    },
+    Explanation {
         name: "coturn rejects known attributes of other methods with 420",
         rule: "RFC 8489 §6.3",
         right: Ours,
@@ -222,14 +238,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Ours,
         ends: false,
         matches: |case| {
-            let served = [
-                Method::BINDING,
-                Method::ALLOCATE,
-                Method::REFRESH,
-                Method::CREATE_PERMISSION,
-                Method::CHANNEL_BIND,
-            ];
-            case.message().is_some_and(|message| message.class == Class::Request && !served.contains(&message.method))
+            case.message().is_some_and(|message| message.class == Class::Request && !is_served(message))
                 && matches!(case.kinds(), Some((NOTHING, _)))
         },
     },
@@ -328,7 +337,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: true,
         matches: |case| {
             case.has(|item| matches!(item, Item::Token(Token::Of(_))))
-                && matches!(case.results(), Some(("508", "success")))
+                && matches!(case.results(), Some(("400" | "508", "success")))
         },
     },
     Explanation {
@@ -357,8 +366,8 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: true,
         matches: |case| {
             case.clients[case.operation.client()] == Link::Tcp
-                && case.message().is_none_or(|message| message.class != Class::Request)
-                && case.kinds() == Some(("the end of the connection", NOTHING))
+                && !case.message().is_some_and(is_served)
+                && matches!(case.kinds(), Some(("the end of the connection", _)))
         },
     },
     Explanation {
@@ -397,13 +406,68 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Both,
         ends: false,
         matches: |case| {
-            let Operation::ChannelData { padding, payload, excess, .. } = case.operation else { return false };
-            let needed = (payload.len() + 4 + padding).next_multiple_of(4) - payload.len() - 4;
-            let _ = (needed, excess);
+            let Operation::ChannelData { padding, .. } = case.operation else { return false };
             *padding >= 4 && case.kinds() == Some(("datagram", NOTHING))
         },
     },
+    Explanation {
+        name: "coturn accepts the channel numbers of RFC 5766",
+        rule: "RFC 8656 §12; compat.rfc5766-channels",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Channel(0x5000..=0x7fff)))
+                && matches!(case.results(), Some(("400", "success")))
+        },
+    },
+    Explanation {
+        name: "coturn rejects an unknown transport protocol with 400",
+        rule: "RFC 8656 §7.2 step 3: 442",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::RequestedTransport(0 | 99 | 255)))
+                && matches!(case.results(), Some(("442", "400")))
+        },
+    },
+    Explanation {
+        name: "coturn drops Send indications with known attributes of other methods",
+        rule: "RFC 8489 §6.3",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            let is_other = |item: &Item| !matches!(item, Item::Peer(_) | Item::Data(_) | Item::DontFragment);
+            case.message().is_some_and(|message| message.method == Method::SEND && message.has(is_other))
+                && case.kinds() == Some(("datagram", NOTHING))
+        },
+    },
+    Explanation {
+        name: "coturn understands PRIORITY and attributes of RFC 5780 and RFC 6062 in Send indications",
+        rule: "RFC 8489 §6.3.2",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Raw(0x0003 | 0x0024 | 0x0027 | 0x002a, _)))
+                && case.kinds() == Some((NOTHING, "datagram"))
+        },
+    },
+    Explanation {
+        name: "a token with REQUESTED-ADDRESS-FAMILY of no family",
+        rule: "RFC 8656 §7.2 steps 5 and 7",
+        right: Ours,
+        ends: false,
+        matches: |case| {
+            case.has(|item| matches!(item, Item::Token(_))) && matches!(case.results(), Some(("400", "440")))
+        },
+    },
 ];
+
+/// Whether this is a request of a method that our server has.
+fn is_served(message: &Message) -> bool {
+    let methods =
+        [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
+    message.class == Class::Request && methods.contains(&message.method)
+}
 
 /// Whether the servers may be in different states after an operation although what was received is the same.
 pub(crate) fn diverges_silently(operation: &Operation) -> bool {

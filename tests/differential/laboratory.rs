@@ -20,12 +20,6 @@ const COTURN: &str = "/usr/bin/turnserver";
 const SERVER6: &str = "fd00:1::1";
 const COTURN_PORT: u16 = 3578;
 
-/// Binding requests after each operation: the second one reaches a server after everything that the first one's
-/// iteration of its event loop has sent.
-const ROUNDS: usize = 2;
-/// When a difference is not explained, the sequence runs again with as many.
-const PATIENT: usize = 40;
-
 pub(crate) struct Laboratory {
     ours: (Listening, Server),
     coturn: (Listening, Process),
@@ -137,18 +131,18 @@ fn wait_until_ready(coturn: &Process, listening: Listening) {
 impl Lane {
     /// Runs a sequence. If a difference is not explained, runs it again, so that timing does not explain it.
     pub(crate) fn run_until_certain(&self, sequence: &Sequence) -> Run {
-        let run = self.run(sequence, ROUNDS);
-        if run.unexplained.is_some() { self.run(sequence, PATIENT) } else { run }
+        let run = self.run(sequence, false);
+        if run.unexplained.is_some() { self.run(sequence, true) } else { run }
     }
 
     pub(crate) fn run_patiently(&self, sequence: &Sequence) -> Run {
-        self.run(sequence, PATIENT)
+        self.run(sequence, true)
     }
 
     /// Runs a sequence until the two servers are in different states.
-    fn run(&self, sequence: &Sequence, rounds: usize) -> Run {
+    fn run(&self, sequence: &Sequence, patient: bool) -> Run {
         let [mut ours, mut coturn] =
-            [0, 1].map(|at| Party::new(self.listening[at], &self.peers[at], &sequence.clients, rounds));
+            [0, 1].map(|at| Party::new(self.listening[at], &self.peers[at], &sequence.clients, patient));
         let mut run = Run { operations: 0, explained: Vec::new(), unexplained: None, transcript: String::new() };
         for (at, operation) in sequence.operations.iter().enumerate() {
             if ours.is_closed(operation.client()) {

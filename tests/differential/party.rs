@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 use turnserver::auth::{KeyAlgorithm, LongTermKey};
 use turnserver::stun::attribute::{Nonce, Realm, ReservationToken, XorRelayedAddress};
@@ -22,6 +23,14 @@ pub(crate) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 2));
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 1);
 pub(crate) const PEERS: [(Peer, &str); 4] =
     [(Peer::A, "10.0.2.2"), (Peer::A2, "10.0.2.2"), (Peer::B, "10.0.2.3"), (Peer::V6, "fd00:2::2")];
+
+/// Binding requests after each operation: the second one reaches a server after everything that it has sent in the
+/// iteration of its event loop that served the first one.
+const ROUNDS: usize = 2;
+const PATIENT_ROUNDS: usize = 20;
+/// How long a patient party waits for the response to a request.
+const PATIENCE: Duration = Duration::from_millis(500);
+
 const DENIED: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 9);
 
 /// The addresses of a server.
@@ -34,12 +43,12 @@ pub(crate) struct Listening {
 
 /// The clients and peers of one server in one sequence.
 pub(crate) struct Party<'p> {
-    listening: Listening,
     peers: &'p [UdpSocket],
     clients: Vec<Client>,
     keys: Vec<LongTermKey>,
-    /// The number of Binding requests after each operation. More of them give the server more time.
-    rounds: usize,
+    /// Whether a request without a response gets more time. coturn responds to the first authenticated request of a
+    /// client after it has asked another thread, and to a later Binding request at once.
+    patient: bool,
     barriers: u64,
 }
 
@@ -63,13 +72,13 @@ enum Stream {
 }
 
 impl<'p> Party<'p> {
-    pub(crate) fn new(listening: Listening, peers: &'p [UdpSocket], links: &[Link], rounds: usize) -> Self {
+    pub(crate) fn new(listening: Listening, peers: &'p [UdpSocket], links: &[Link], patient: bool) -> Self {
         let keys = USERS.iter().flat_map(|(name, password)| {
             [KeyAlgorithm::Md5, KeyAlgorithm::Sha256]
                 .map(|algorithm| LongTermKey::derive_by(algorithm, name, REALM, password.as_bytes()))
         });
         let clients = links.iter().enumerate().map(|(index, link)| Client::new(index, *link, listening)).collect();
-        let party = Self { listening, peers, clients, keys: keys.collect(), rounds, barriers: 0 };
+        let party = Self { peers, clients, keys: keys.collect(), patient, barriers: 0 };
         party.drain_peers();
         party
     }
@@ -106,6 +115,15 @@ impl<'p> Party<'p> {
             }
         }
         let mut seen = self.settle(client);
+        let is_request = match operation {
+            Operation::Message { message, .. } => message.class == Class::Request,
+            Operation::Again { .. } => true,
+            _ => false,
+        };
+        let started = Instant::now();
+        while self.patient && is_request && seen.is_empty() && started.elapsed() < PATIENCE {
+            seen = self.settle(client);
+        }
         if operation.is_data() {
             for other in (0..self.clients.len()).filter(|other| *other != client) {
                 seen.extend(self.settle(other));
@@ -117,7 +135,7 @@ impl<'p> Party<'p> {
 
     /// Deletes the allocations.
     pub(crate) fn finish(mut self) {
-        self.rounds = 1;
+        self.patient = false;
         for client in 0..self.clients.len() {
             if self.clients[client].relayed == [None; 2] || !matches!(self.clients[client].stream, Stream::Udp(_)) {
                 continue;
@@ -197,7 +215,7 @@ impl<'p> Party<'p> {
     /// client in order, so whatever has not come before the response to a later Binding request does not come.
     fn settle(&mut self, client: usize) -> Vec<Seen> {
         let mut received = Vec::new();
-        for _ in 0..self.rounds {
+        for _ in 0..if self.patient { PATIENT_ROUNDS } else { ROUNDS } {
             self.barriers += 1;
             let mut id = [0xbb; 12];
             id[4..].copy_from_slice(&self.barriers.to_be_bytes());
@@ -225,7 +243,7 @@ impl<'p> Party<'p> {
 
     fn read(&self, client: usize, frame: &[u8]) -> Seen {
         let client = &self.clients[client];
-        let name = |address| self.name(address, frame);
+        let name = |address| self.name(address);
         let names = Names {
             own: client.own,
             transaction: client.last.as_ref().map(|(_, transaction, _)| *transaction),
@@ -236,7 +254,7 @@ impl<'p> Party<'p> {
         Seen::read(&client.at, frame, &names)
     }
 
-    fn name(&self, address: SocketAddr, _: &[u8]) -> String {
+    fn name(&self, address: SocketAddr) -> String {
         let peer = Peer::ALL.iter().find(|peer| self.peer(**peer).local_addr().unwrap() == address);
         if let Some(peer) = peer {
             return format!("peer {peer:?}");
@@ -259,7 +277,7 @@ impl<'p> Party<'p> {
                     Ok((length, from)) => {
                         let one = Seen::new(&format!("peer {peer:?}"), "datagram");
                         let payload = operations::hex(&buffer[..length]);
-                        seen.push(one.with("payload", payload).with("from", self.name(from, &[])));
+                        seen.push(one.with("payload", payload).with("from", self.name(from)));
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                     Err(error) => panic!("a peer cannot receive: {error}"),
@@ -267,10 +285,6 @@ impl<'p> Party<'p> {
             }
         }
         seen
-    }
-
-    pub(crate) fn listening(&self) -> Listening {
-        self.listening
     }
 }
 
