@@ -73,6 +73,15 @@ impl Case<'_> {
         Some((&ours[result(ours)..], &coturn[result(coturn)..]))
     }
 
+    /// Whether a peer, or a client that is another client's peer, gets data from our server only.
+    fn only_ours_relays(&self) -> bool {
+        self.kinds().is_some_and(|(ours, coturn)| RELAYED.contains(&ours) && coturn == NOTHING)
+    }
+
+    fn only_coturn_relays(&self) -> bool {
+        self.kinds().is_some_and(|(ours, coturn)| ours == NOTHING && RELAYED.contains(&coturn))
+    }
+
     fn has(&self, wanted: impl Fn(&Item) -> bool) -> bool {
         self.message().is_some_and(|message| message.has(wanted))
     }
@@ -85,6 +94,9 @@ impl Case<'_> {
         self.message().map_or(Credentials::None, |message| message.credentials)
     }
 }
+
+/// What relayed data is to a peer or a client.
+const RELAYED: [&str; 3] = ["datagram", "Data indication", "ChannelData"];
 
 use Right::{Both, Ours};
 
@@ -189,7 +201,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
                     && earlier.message().is_some_and(|message| others.contains(&message.credentials))
             };
             case.method() == Some(Method::ALLOCATE)
-                && matches!(case.results(), Some(("success", "437")))
+                && matches!(case.results(), Some((_, "437")))
                 && case.before.iter().any(named_another)
         },
     },
@@ -407,7 +419,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: false,
         matches: |case| {
             let Operation::ChannelData { padding, .. } = case.operation else { return false };
-            *padding >= 4 && case.kinds() == Some(("datagram", NOTHING))
+            *padding >= 4 && case.only_ours_relays()
         },
     },
     Explanation {
@@ -438,7 +450,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         matches: |case| {
             let is_other = |item: &Item| !matches!(item, Item::Peer(_) | Item::Data(_) | Item::DontFragment);
             case.message().is_some_and(|message| message.method == Method::SEND && message.has(is_other))
-                && case.kinds() == Some(("datagram", NOTHING))
+                && case.only_ours_relays()
         },
     },
     Explanation {
@@ -448,7 +460,54 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: false,
         matches: |case| {
             case.has(|item| matches!(item, Item::Raw(0x0003 | 0x0024 | 0x0027 | 0x002a, _)))
-                && case.kinds() == Some((NOTHING, "datagram"))
+                && case.only_coturn_relays()
+        },
+    },
+    Explanation {
+        name: "coturn gives 0.0.0.0 after a request with an invalid token",
+        rule: "RFC 8656 §7.2",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            let had_token = |earlier: &Operation| {
+                let message = earlier.message().filter(|_| earlier.client() == case.operation.client());
+                message.is_some_and(|message| message.has(|item| matches!(item, Item::Token(_))))
+            };
+            case.difference.field == "XOR-RELAYED-ADDRESS"
+                && case.difference.coturn.contains("0.0.0.0")
+                && case.before.iter().any(had_token)
+        },
+    },
+    Explanation {
+        name: "coturn ends the connection of a client that sends to port 0",
+        rule: "RFC 8656 §11.2",
+        right: Ours,
+        ends: true,
+        matches: |case| {
+            let sends_to_zero = |operation: &Operation| {
+                let message = operation.message().filter(|message| message.method == Method::SEND);
+                message.is_some_and(|message| message.has(|item| *item == Item::Peer(Target::ZeroPort)))
+            };
+            case.before.iter().chain([case.operation]).any(sends_to_zero)
+                && matches!(case.kinds(), Some((_, "the end of the connection")))
+        },
+    },
+    Explanation {
+        name: "ours does not relay TURN messages",
+        rule: "docs/threat-model.md",
+        right: Both,
+        ends: false,
+        matches: |case| {
+            let payload = match case.operation {
+                Operation::ChannelData { payload, .. } | Operation::FromPeer { payload, .. } => Some(payload),
+                Operation::Message { message, .. } => message.items.iter().find_map(|item| match item {
+                    Item::Data(payload) => Some(payload),
+                    _ => None,
+                }),
+                _ => None,
+            };
+            let is_turn = payload.is_some_and(|payload| matches!(**payload, [0, 3 | 4, _, _, 0x21, 0x12, ..]));
+            is_turn && case.only_coturn_relays()
         },
     },
     Explanation {

@@ -1,6 +1,7 @@
 //! Random sequences. The same seed gives the same sequence.
 
-use turnserver::stun::{Class, Method};
+use turnserver::client::write_message;
+use turnserver::stun::{Class, Method, TransactionId};
 
 use crate::operations::{
     Credentials, Damage, Fingerprint, Item, Link, Message, Operation, Peer, Sequence, Target, Token,
@@ -50,7 +51,10 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     let mut operations = Vec::new();
     for client in 0..count {
         if generator.random.percent(85) {
-            operations.push(generator.prelude(client));
+            operations.push(generator.first_allocate(client));
+            if generator.random.percent(40) {
+                operations.push(generator.first_peer(client));
+            }
         }
     }
     for _ in 0..3 + generator.random.below(9) {
@@ -69,17 +73,30 @@ impl Generator<'_> {
         self.random.below(self.clients.len())
     }
 
-    /// A plain allocation, so that most sequences have one.
-    fn prelude(&mut self, client: usize) -> Operation {
+    /// An allocation, so that most sequences have one.
+    fn first_allocate(&mut self, client: usize) -> Operation {
         let mut items = vec![Item::RequestedTransport(17)];
         match self.random.below(12) {
-            0 => items.push(Item::EvenPort(true)),
-            1 => items.push(Item::EvenPort(false)),
-            2 => items.push(Item::Family(2)),
-            3 => items.push(Item::DraftAdditionalFamily(2)),
+            0 | 1 => items.push(Item::EvenPort(true)),
+            2 => items.push(Item::EvenPort(false)),
+            3 => items.push(Item::Family(2)),
+            4 => items.push(Item::DraftAdditionalFamily(2)),
+            5 | 6 if client > 0 => items.push(Item::Token(Token::Of(client - 1))),
             _ => {}
         }
         Operation::Message { client, message: Message::request(Method::ALLOCATE, items) }
+    }
+
+    /// A permission or a channel, so that data flows in many sequences.
+    fn first_peer(&mut self, client: usize) -> Operation {
+        let other = self.client();
+        let target = self.random.pick(&[Target::Peer(Peer::A), Target::Peer(Peer::A), Target::Peer(Peer::B), Target::Relay(other)]);
+        let message = if self.random.percent(50) {
+            Message::request(Method::CREATE_PERMISSION, vec![Item::Peer(target)])
+        } else {
+            Message::request(Method::CHANNEL_BIND, vec![Item::Channel(0x4001), Item::Peer(target)])
+        };
+        Operation::Message { client, message }
     }
 
     fn operation(&mut self) -> Operation {
@@ -211,7 +228,13 @@ impl Generator<'_> {
     }
 
     fn payload(&mut self) -> Vec<u8> {
-        let mut payload = self.random.bytes(30);
+        if self.random.percent(3) {
+            let method = self.random.pick(&[Method::BINDING, Method::ALLOCATE, Method::REFRESH]);
+            let id = TransactionId::new([0x5a; 12]);
+            return write_message(Class::Request, method, id, 64, |_| {}).unwrap();
+        }
+        let most = if self.random.percent(3) { 1_200 } else { 30 };
+        let mut payload = self.random.bytes(most);
         // As RTP, so that it is no STUN message.
         if let Some(first) = payload.first_mut() {
             *first |= 0x80;
@@ -225,6 +248,8 @@ impl Generator<'_> {
         }
         let client = self.client();
         self.random.pick(&[
+            Target::Relay(client),
+            Target::Relay(client),
             Target::Relay(client),
             Target::Relay(client),
             Target::Denied,
