@@ -151,9 +151,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8489 §6.3.1",
         right: Ours,
         ends: true,
-        matches: |case| {
-            case.is_repeated && case.field("RESERVATION-TOKEN", "present", ABSENT)
-        },
+        matches: |case| case.is_repeated && case.field("RESERVATION-TOKEN", "present", ABSENT),
     },
     Explanation {
         name: "ours signs with SHA-256 what a client with password algorithms requests",
@@ -185,9 +183,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8656 §5",
         right: Ours,
         ends: true,
-        matches: |case| {
-            matches!(case.results(), Some(("401" | "400" | "438" | NOTHING, "441")))
-        },
+        matches: |case| matches!(case.results(), Some(("401" | "400" | "438" | NOTHING, "441"))),
     },
     Explanation {
         name: "coturn rejects an Allocate with 437 after a failed request with another username",
@@ -202,7 +198,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
             };
             case.method() == Some(Method::ALLOCATE)
                 && matches!(case.results(), Some((_, "437")))
-                && case.before.iter().any(named_another)
+                && case.before.iter().chain([case.operation]).any(named_another)
         },
     },
     Explanation {
@@ -212,8 +208,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: true,
         matches: |case| {
             let expected = |item: &Item| !matches!(item, Item::Raw(0x7abc | 0x0030, _));
-            matches!(case.results(), Some((_, "420")))
-                && case.message().is_some_and(|message| message.has(expected))
+            matches!(case.results(), Some((_, "420"))) && case.message().is_some_and(|message| message.has(expected))
         },
     },
     Explanation {
@@ -230,9 +225,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8489 §9.2.4",
         right: Ours,
         ends: false,
-        matches: |case| {
-            case.credentials() == Credentials::WrongRealm && matches!(case.results(), Some(("401", "400")))
-        },
+        matches: |case| case.credentials() == Credentials::WrongRealm && matches!(case.results(), Some(("401", "400"))),
     },
     Explanation {
         name: "coturn answers requests of RFC 3489, which have no magic cookie",
@@ -418,8 +411,8 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Both,
         ends: false,
         matches: |case| {
-            let Operation::ChannelData { padding, .. } = case.operation else { return false };
-            *padding >= 4 && case.only_ours_relays()
+            let Operation::ChannelData { padding, payload, .. } = case.operation else { return false };
+            *padding > payload.len().wrapping_neg() % 4 && case.only_ours_relays()
         },
     },
     Explanation {
@@ -479,7 +472,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         },
     },
     Explanation {
-        name: "coturn ends the connection of a client that sends to port 0",
+        name: "coturn ends the allocation of a client that sends to port 0",
         rule: "RFC 8656 §11.2",
         right: Ours,
         ends: true,
@@ -489,7 +482,9 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
                 message.is_some_and(|message| message.has(|item| *item == Item::Peer(Target::ZeroPort)))
             };
             case.before.iter().chain([case.operation]).any(sends_to_zero)
-                && matches!(case.kinds(), Some((_, "the end of the connection")))
+                && (case.only_ours_relays()
+                    || matches!(case.results(), Some((_, "437")))
+                    || matches!(case.kinds(), Some((_, "the end of the connection"))))
         },
     },
     Explanation {
@@ -523,8 +518,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
 
 /// Whether this is a request of a method that our server has.
 fn is_served(message: &Message) -> bool {
-    let methods =
-        [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
+    let methods = [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
     message.class == Class::Request && methods.contains(&message.method)
 }
 

@@ -90,7 +90,12 @@ impl Generator<'_> {
     /// A permission or a channel, so that data flows in many sequences.
     fn first_peer(&mut self, client: usize) -> Operation {
         let other = self.client();
-        let target = self.random.pick(&[Target::Peer(Peer::A), Target::Peer(Peer::A), Target::Peer(Peer::B), Target::Relay(other)]);
+        let target = self.random.pick(&[
+            Target::Peer(Peer::A),
+            Target::Peer(Peer::A),
+            Target::Peer(Peer::B),
+            Target::Relay(other),
+        ]);
         let message = if self.random.percent(50) {
             Message::request(Method::CREATE_PERMISSION, vec![Item::Peer(target)])
         } else {
@@ -168,12 +173,8 @@ impl Generator<'_> {
             message.items.remove(self.random.below(message.items.len()));
         }
         if self.random.percent(8) {
-            message.fingerprint = self.random.pick(&[
-                Fingerprint::Right,
-                Fingerprint::Right,
-                Fingerprint::Wrong,
-                Fingerprint::NotLast,
-            ]);
+            message.fingerprint =
+                self.random.pick(&[Fingerprint::Right, Fingerprint::Right, Fingerprint::Wrong, Fingerprint::NotLast]);
         }
         if self.random.percent(4) && self.clients[client] != Link::Tcp {
             message.damage = Some(self.random.pick(&[
@@ -348,7 +349,13 @@ impl Generator<'_> {
         let (number, payload) = (self.number(), self.payload());
         let aligned = payload.len().wrapping_neg() % 4;
         if self.clients[client] == Link::Tcp {
-            return Operation::ChannelData { client, number: number.clamp(0x4000, 0x4fff), payload, excess: 0, padding: aligned };
+            return Operation::ChannelData {
+                client,
+                number: number.clamp(0x4000, 0x4fff),
+                payload,
+                excess: 0,
+                padding: aligned,
+            };
         }
         let padding = self.random.pick(&[0, 0, aligned, aligned, 1, 8]);
         let excess = if self.random.percent(90) { 0 } else { self.random.pick(&[-1, 1, 4, 100]) };
@@ -365,7 +372,9 @@ impl Generator<'_> {
 
     /// A message that clients do not send.
     fn other(&mut self) -> Message {
-        let method = self.random.pick(&[0x000, 0x001, 0x002, 0x003, 0x004, 0x006, 0x007, 0x008, 0x009, 0x00a, 0x00b, 0x00c, 0x0ff, 0xfff]);
+        let method = self
+            .random
+            .pick(&[0x000, 0x001, 0x002, 0x003, 0x004, 0x006, 0x007, 0x008, 0x009, 0x00a, 0x00b, 0x00c, 0x0ff, 0xfff]);
         let items = vec![Item::Peer(Target::Peer(Peer::A)), Item::Data(vec![0x81; 3])];
         let mut message = Message::request(Method::new(method).unwrap(), items);
         message.class =

@@ -52,8 +52,9 @@ impl Laboratory {
         peers.ip("-6 route add fd00:1::/64 via fd00:2::1");
         let namespace = clients.run(Namespace::own);
         let server = SERVER.to_string();
-        let users: String =
-            USERS.map(|(name, password)| format!("[[auth.users]]\nname = {name:?}\npassword = {password:?}\n")).concat();
+        let users: String = USERS
+            .map(|(name, password)| format!("[[auth.users]]\nname = {name:?}\npassword = {password:?}\n"))
+            .concat();
         let listen = [format!("{SERVER}:0"), format!("[{SERVER6}]:0")];
         let addresses = [&server, SERVER6];
         let config = format!(
@@ -154,9 +155,7 @@ impl Lane {
             write_step(&mut run.transcript, at, operation, &seen, &differences);
             let before = &sequence.operations[..at];
             let is_repeated = matches!(operation, Operation::Again { .. });
-            let is_original = |earlier: &&Operation| {
-                matches!(earlier, Operation::Message { client, .. } if *client == operation.client())
-            };
+            let is_original = |earlier: &&Operation| matches!(earlier, Operation::Message { client, .. } if *client == operation.client());
             let original = before.iter().rev().find(is_original).filter(|_| is_repeated);
             let mut ends = diverges_silently(original.unwrap_or(operation));
             for difference in &differences {

@@ -99,7 +99,8 @@ impl Seen {
 fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names<'_>) -> String {
     let own = |address: SocketAddr| if address == names.own { "its own".to_owned() } else { address.to_string() };
     match kind {
-        AttributeType::NONCE | AttributeType::SOFTWARE
+        AttributeType::NONCE
+        | AttributeType::SOFTWARE
         | AttributeType::RESERVATION_TOKEN
         | AttributeType::PASSWORD_ALGORITHMS
         | AttributeType::OTHER_ADDRESS

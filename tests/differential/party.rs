@@ -140,7 +140,8 @@ impl<'p> Party<'p> {
             if self.clients[client].relayed == [None; 2] || !matches!(self.clients[client].stream, Stream::Udp(_)) {
                 continue;
             }
-            for credentials in [Credentials::Right, Credentials::Right, Credentials::OtherUser, Credentials::OtherUser] {
+            for credentials in [Credentials::Right, Credentials::Right, Credentials::OtherUser, Credentials::OtherUser]
+            {
                 let mut delete = operations::Message::request(Method::REFRESH, vec![Item::Lifetime(0)]);
                 delete.credentials = credentials;
                 self.send_message(99, client, &delete);
