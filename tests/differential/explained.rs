@@ -106,7 +106,10 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8489 §6.3.1.1, RFC 8656 §5",
         right: Both,
         ends: false,
-        matches: |case| case.field("SOFTWARE", ABSENT, "present"),
+        matches: |case| {
+            let requires = ["Allocate success", "Refresh success"].contains(&case.difference.kind.as_str());
+            case.field("SOFTWARE", ABSENT, "present") && !requires
+        },
     },
     Explanation {
         name: "ours offers PASSWORD-ALGORITHMS",
@@ -169,7 +172,10 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8489 §9",
         right: Ours,
         ends: true,
-        matches: |case| case.message().is_some_and(|message| !message.after.is_empty()),
+        matches: |case| {
+            let ours = case.results().map(|(ours, _)| ours);
+            case.message().is_some_and(|message| !message.after.is_empty()) && ours != Some("420")
+        },
     },
     Explanation {
         name: "coturn checks attributes before the allocation, or the user of the connection instead of the allocation's",
@@ -207,8 +213,8 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Ours,
         ends: true,
         matches: |case| {
-            let expected = |item: &Item| !matches!(item, Item::Raw(0x7abc | 0x0030, _));
-            matches!(case.results(), Some((_, "420"))) && case.message().is_some_and(|message| message.has(expected))
+            let is_unknown = |item: &Item| matches!(item, Item::Raw(0x0030 | 0x7abc, _));
+            matches!(case.results(), Some((_, "420"))) && case.message().is_some() && !case.has(is_unknown)
         },
     },
     Explanation {
@@ -297,12 +303,17 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Ours,
         ends: true,
         matches: |case| {
-            case.before.iter().any(|earlier| {
+            let deletes = |earlier: &Operation| {
+                let message = earlier.message().filter(|message| message.is(Method::REFRESH));
                 earlier.client() == case.operation.client()
-                    && earlier.message().is_some_and(|message| {
-                        message.is(Method::REFRESH) && message.has(|item| *item == Item::Lifetime(0))
-                    })
-            })
+                    && message.is_some_and(|message| message.has(|item| *item == Item::Lifetime(0)))
+            };
+            let is_gone = match case.results() {
+                Some(("437", _)) => true,
+                Some((_, "437")) => case.method() == Some(Method::ALLOCATE),
+                _ => case.only_coturn_relays(),
+            };
+            is_gone && case.before.iter().any(deletes)
         },
     },
     Explanation {
@@ -481,10 +492,8 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
                 let message = operation.message().filter(|message| message.method == Method::SEND);
                 message.is_some_and(|message| message.has(|item| *item == Item::Peer(Target::ZeroPort)))
             };
-            case.before.iter().chain([case.operation]).any(sends_to_zero)
-                && (case.only_ours_relays()
-                    || matches!(case.results(), Some((_, "437")))
-                    || matches!(case.kinds(), Some((_, "the end of the connection"))))
+            // What is lost with the allocation depends on the next operation.
+            case.before.iter().chain([case.operation]).any(sends_to_zero) && case.kinds().is_some()
         },
     },
     Explanation {

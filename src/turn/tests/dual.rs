@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressErrorCode, AddressFamily, ChannelNumber, Data, DraftAdditionalAddressFamily,
-    EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, XorPeerAddress, XorRelayedAddress,
+    EvenPort, Lifetime, RequestedAddressFamily, RequestedTransport, ReservationToken, XorPeerAddress,
+    XorRelayedAddress,
 };
 use crate::stun::{AttributeType, Class, EncodeAttribute, ErrorCode, Method};
 use crate::turn::tests::support::*;
@@ -193,6 +194,9 @@ fn draft_attribute_numbers_are_accepted_if_enabled() {
     assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &requested, &V6]), 400);
     let v4 = DraftAdditionalAddressFamily(AddressFamily::V4);
     assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &v4]), 400);
+    // Step 5: a token excludes an additional family.
+    let token = ReservationToken([1; 8]);
+    assert_eq!(world.error_code(&client, Method::ALLOCATE, &[&UDP, &token, &requested]), 400);
 
     let mut world = World::with(|setup| {
         setup.compat.draft_dual_allocation = true;

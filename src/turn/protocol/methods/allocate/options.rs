@@ -45,7 +45,8 @@ impl AllocateOptions {
         }
         // Step 5: a token and another attribute that selects the address → 400.
         let token = optional(message)?.map(|ReservationToken(bytes)| Token::from_bytes(bytes));
-        if token.is_some() && ADDRESS_CHOICES.iter().any(|kind| message.contains(*kind)) {
+        let draft = draft_dual_allocation.then_some(AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY);
+        if token.is_some() && ADDRESS_CHOICES.into_iter().chain(draft).any(|kind| message.contains(kind)) {
             return bad("Bad RESERVATION-TOKEN");
         }
         // Steps 6 and 7. An unknown family → 440.
