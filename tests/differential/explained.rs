@@ -305,14 +305,12 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         matches: |case| {
             let deletes = |earlier: &Operation| {
                 let message = earlier.message().filter(|message| message.is(Method::REFRESH));
-                earlier.client() == case.operation.client()
-                    && message.is_some_and(|message| message.has(|item| *item == Item::Lifetime(0)))
+                message.is_some_and(|message| message.has(|item| *item == Item::Lifetime(0)))
             };
-            let is_gone = match case.results() {
-                Some(("437", _)) => true,
-                Some((_, "437")) => case.method() == Some(Method::ALLOCATE),
-                _ => case.only_coturn_relays(),
-            };
+            // After the while, it forgets the nonce, too, and ends the connection.
+            let is_gone = matches!(case.results(), Some(("437", _) | (_, "437" | "438")))
+                || matches!(case.kinds(), Some((_, "the end of the connection")))
+                || case.only_coturn_relays();
             is_gone && case.before.iter().any(deletes)
         },
     },

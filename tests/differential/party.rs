@@ -28,8 +28,8 @@ pub(crate) const PEERS: [(Peer, &str); 4] =
 /// iteration of its event loop that served the first one.
 const ROUNDS: usize = 2;
 const PATIENT_ROUNDS: usize = 20;
-/// How long a patient party waits for the response to a request.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// How long a party waits for a response that the other server has sent.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 const DENIED: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 9);
 
@@ -46,8 +46,7 @@ pub(crate) struct Party<'p> {
     peers: &'p [UdpSocket],
     clients: Vec<Client>,
     keys: Vec<LongTermKey>,
-    /// Whether a request without a response gets more time. coturn responds to the first authenticated request of a
-    /// client after it has asked another thread, and to a later Binding request at once.
+    /// Whether the server gets more time.
     patient: bool,
     barriers: u64,
 }
@@ -115,15 +114,6 @@ impl<'p> Party<'p> {
             }
         }
         let mut seen = self.settle(client);
-        let is_request = match operation {
-            Operation::Message { message, .. } => message.class == Class::Request,
-            Operation::Again { .. } => true,
-            _ => false,
-        };
-        let started = Instant::now();
-        while self.patient && is_request && seen.is_empty() && started.elapsed() < PATIENCE {
-            seen = self.settle(client);
-        }
         if operation.is_data() {
             for other in (0..self.clients.len()).filter(|other| *other != client) {
                 seen.extend(self.settle(other));
@@ -131,6 +121,18 @@ impl<'p> Party<'p> {
             seen.extend(self.drain_peers());
         }
         seen
+    }
+
+    /// Waits longer for a response that the other server has sent. coturn responds to the first authenticated request
+    /// of a client after it has asked another thread, and to a later Binding request at once.
+    pub(crate) fn wait(&mut self, client: usize) -> Vec<Seen> {
+        let started = Instant::now();
+        loop {
+            let seen = self.settle(client);
+            if !seen.is_empty() || started.elapsed() > PATIENCE {
+                return seen;
+            }
+        }
     }
 
     /// Deletes the allocations.
