@@ -39,7 +39,8 @@ mod differential {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
-    use std::time::Instant;
+
+    use turnserver::clock::Clock;
 
     use crate::explained::{EXPLANATIONS, Explanation};
     use crate::generate::sequence;
@@ -96,7 +97,7 @@ mod differential {
             let laboratory = Laboratory::new();
             let count = from_environment("DIFFERENTIAL_SEQUENCES").unwrap_or(SEQUENCES);
             let seed = from_environment("DIFFERENTIAL_SEED").unwrap_or(1);
-            let started = Instant::now();
+            let clock = Clock::start();
             let (next, findings) = (AtomicU64::new(0), Mutex::new(Findings::default()));
             thread::scope(|scope| {
                 for _ in 0..LANES {
@@ -115,7 +116,7 @@ mod differential {
                 }
             });
             let findings = findings.into_inner().unwrap();
-            println!("{} in {:?}", findings.summary(count), started.elapsed());
+            println!("{} in {:?}", findings.summary(count), clock.elapsed());
             if findings.unexplained.is_empty() {
                 return;
             }

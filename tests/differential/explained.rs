@@ -249,8 +249,12 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         right: Ours,
         ends: false,
         matches: |case| {
-            case.message().is_some_and(|message| message.class == Class::Request && !is_served(message))
-                && matches!(case.kinds(), Some((NOTHING, _)))
+            let Some((NOTHING, coturn)) = case.kinds() else { return false };
+            // The response may be late if it is the first to an authenticated request.
+            case.before.iter().chain([case.operation]).filter_map(Operation::message).any(|message| {
+                let is_response = || coturn.starts_with(&format!("{} ", message.method));
+                message.class == Class::Request && !is_served(message) && is_response()
+            })
         },
     },
     Explanation {
@@ -308,7 +312,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
                 message.is_some_and(|message| message.has(|item| *item == Item::Lifetime(0)))
             };
             // After the while, it forgets the nonce, too, and ends the connection.
-            let is_gone = matches!(case.results(), Some(("437", _) | (_, "437" | "438")))
+            let is_gone = matches!(case.results(), Some(("437" | "443", _) | (_, "437" | "438")))
                 || matches!(case.kinds(), Some((_, "the end of the connection")))
                 || case.only_coturn_relays();
             is_gone && case.before.iter().any(deletes)
@@ -391,7 +395,7 @@ pub(crate) const EXPLANATIONS: &[Explanation] = &[
         ends: true,
         matches: |case| {
             case.has(|item| *item == Item::RequestedTransport(6))
-                && matches!(case.results(), Some(("442", "400" | "success")))
+                && matches!(case.results(), Some(("442", "400" | "440" | "success")))
         },
     },
     Explanation {

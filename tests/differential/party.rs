@@ -3,9 +3,10 @@
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use turnserver::auth::{KeyAlgorithm, LongTermKey};
+use turnserver::clock::Clock;
 use turnserver::stun::attribute::{Nonce, Realm, ReservationToken, XorRelayedAddress};
 use turnserver::stun::{AttributeType, Class, Message, Method, TransactionId};
 
@@ -126,10 +127,10 @@ impl<'p> Party<'p> {
     /// Waits longer for a response that the other server has sent. coturn responds to the first authenticated request
     /// of a client after it has asked another thread, and to a later Binding request at once.
     pub(crate) fn wait(&mut self, client: usize) -> Vec<Seen> {
-        let started = Instant::now();
+        let clock = Clock::start();
         loop {
             let seen = self.settle(client);
-            if !seen.is_empty() || started.elapsed() > PATIENCE {
+            if !seen.is_empty() || clock.elapsed() > PATIENCE {
                 return seen;
             }
         }
