@@ -49,7 +49,7 @@ mod differential {
     use crate::shrink::shrink;
     use crate::support::network::in_own_network;
 
-    const SEQUENCES: u64 = 2_500;
+    const SEQUENCES: u64 = 2_000;
     /// Sequences that run at the same time.
     const LANES: usize = 4;
 

@@ -47,7 +47,7 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     let count = random.pick(&[1, 1, 2, 2, 3]);
     let links = [Link::Udp, Link::Udp, Link::Udp, Link::Udp, Link::Udp6, Link::Tcp, Link::Tcp];
     let clients: Vec<_> = (0..count).map(|_| random.pick(&links)).collect();
-    let mut generator = Generator { random, clients: &clients };
+    let mut generator = Generator { random, clients: &clients, reserved: None };
     let mut operations = Vec::new();
     for client in 0..count {
         if generator.random.percent(85) {
@@ -66,6 +66,8 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
 struct Generator<'c> {
     random: Random,
     clients: &'c [Link],
+    /// The last client whose first request reserves a port.
+    reserved: Option<usize>,
 }
 
 impl Generator<'_> {
@@ -77,11 +79,14 @@ impl Generator<'_> {
     fn first_allocate(&mut self, client: usize) -> Operation {
         let mut items = vec![Item::RequestedTransport(17)];
         match self.random.below(12) {
-            0 | 1 => items.push(Item::EvenPort(true)),
+            0 | 1 => {
+                items.push(Item::EvenPort(true));
+                self.reserved = Some(client);
+            }
             2 => items.push(Item::EvenPort(false)),
             3 => items.push(Item::Family(2)),
             4 => items.push(Item::DraftAdditionalFamily(2)),
-            5 | 6 if client > 0 => items.push(Item::Token(Token::Of(client - 1))),
+            5..9 => items.extend(self.reserved.map(|other| Item::Token(Token::Of(other)))),
             _ => {}
         }
         Operation::Message { client, message: Message::request(Method::ALLOCATE, items) }
