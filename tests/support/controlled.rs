@@ -27,10 +27,15 @@ impl Controlled {
 
     /// Starts a server with a configuration, to which the control socket is added.
     pub(crate) fn start_with(config: &str) -> Self {
+        Self::start_by(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
+    }
+
+    /// The same, by a command that runs the server.
+    pub(crate) fn start_by(command: &mut Command, config: &str) -> Self {
         let directory = TempDir::new();
         let socket = directory.path().join("control.sock");
         let config = format!("{config}[control]\nsocket = {socket:?}\n");
-        Self { server: Server::start(&config), config, socket, directory }
+        Self { server: Server::start_by(command, &config), config, socket, directory }
     }
 
     /// Returns a command line with the socket.

@@ -83,6 +83,12 @@ impl Host {
         result.recv().expect("the command succeeds")
     }
 
+    /// Waits until an interface of both ends is up again.
+    pub(crate) fn wait_for_link(&self, network: u8) {
+        self.run(move || wait_for_link(network));
+        wait_for_link(network);
+    }
+
     /// Runs an `ip` command in the namespace.
     pub(crate) fn ip(&self, arguments: &str) {
         let arguments = arguments.to_owned();

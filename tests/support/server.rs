@@ -53,12 +53,12 @@ impl Server {
     pub(crate) fn try_start_with_address_space(config: &str, kib: u64) -> Result<Self, String> {
         let mut shell = Command::new("sh");
         let limited = format!("ulimit -v {kib} && exec \"$0\" \"$@\"");
-        Self::try_start(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
+        Self::try_start_by(shell.args(["-c", &limited, env!("CARGO_BIN_EXE_turnserver")]), config)
     }
 
     /// Like `start`. Returns `None` if another program uses a port of the configuration.
     pub(crate) fn start_unless_in_use(config: &str) -> Option<Self> {
-        match Self::try_start(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config) {
+        match Self::try_start_by(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config) {
             Ok(server) => Some(server),
             Err(output) if output.contains("another program uses the port") => None,
             Err(output) => panic!("the server is not ready; its output:\n{output}"),
@@ -67,16 +67,17 @@ impl Server {
 
     /// Like `start`. The error is the output of a server that does not start.
     pub(crate) fn try_start_alone(config: &str) -> Result<Self, String> {
-        Self::try_start(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
+        Self::try_start_by(&mut Command::new(env!("CARGO_BIN_EXE_turnserver")), config)
     }
 
-    fn start_by(command: &mut Command, config: &str) -> Self {
-        let started = Self::try_start(command, config);
+    /// Like `start`, by a command that runs the server, to which the arguments of the server are added.
+    pub(crate) fn start_by(command: &mut Command, config: &str) -> Self {
+        let started = Self::try_start_by(command, config);
         started.unwrap_or_else(|output| panic!("the server is not ready; its output:\n{output}"))
     }
 
-    /// Returns the server, or the output of a server that is not ready.
-    fn try_start(command: &mut Command, config: &str) -> Result<Self, String> {
+    /// Like `start_by`. The error is the output of a server that is not ready.
+    pub(crate) fn try_start_by(command: &mut Command, config: &str) -> Result<Self, String> {
         let directory = TempDir::new();
         let path = directory.write("turnserver.toml", config);
         let process = Process::start(command.arg("--config").arg(&path), None);
@@ -100,6 +101,11 @@ impl Server {
     /// Returns the TCP address of a server with one TCP listener.
     pub(crate) fn tcp_address(&self) -> SocketAddr {
         self.only("tcp")
+    }
+
+    /// Returns the addresses of a transport.
+    pub(crate) fn listeners(&self, transport: &str) -> Vec<SocketAddr> {
+        addresses(&self.listening, transport)
     }
 
     /// Returns the UDP address with this IP address.
@@ -193,11 +199,16 @@ impl Server {
         self.process.signal(signal);
     }
 
+    /// Waits for the end.
+    pub(crate) fn finish(self) -> Ended {
+        let finished = self.process.finish(TIMEOUT);
+        Ended { code: finished.code, logs: parse(&finished.stderr), stdout: finished.stdout }
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub(crate) fn terminate(self) -> Ended {
         self.process.terminate();
-        let finished = self.process.finish(TIMEOUT);
-        Ended { code: finished.code, logs: parse(&finished.stderr), stdout: finished.stdout }
+        self.finish()
     }
 }
 

@@ -1,0 +1,106 @@
+//! Servers that end: killed, or because of a bug.
+
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::libc::SYS_epoll_wait;
+use nix::sys::signal::Signal;
+use turnserver::stun::Method;
+
+use super::call::Call;
+use super::errors::{Failing, crash};
+use super::inventory::{Inventory, start};
+use crate::support::client::{Client, Login};
+use crate::support::{Controlled, Finally, Server};
+
+// The clients notice it by the error responses of the new server, or by the end of their connection.
+#[test]
+fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_same_ports() {
+    let Controlled { server, config, socket, directory } = start();
+    let resolved = std::fs::read_to_string(server.config_path()).unwrap();
+    let mut calls: Vec<Call> = (0..8).map(|_| Call::start(&server)).collect();
+    let connected = Client::connect(server.tcp_address());
+    let (session, _) = connected.allocate(&Login::mint("tcp", 600)).unwrap();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let _finally = Finally(&ended);
+        let (sending, ended) = (calls.iter().map(|call| call.client.socket().try_clone().unwrap()).collect::<Vec<_>>(), &ended);
+        scope.spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                // While there is no server, the kernel reports its ICMP errors here.
+                sending.iter().for_each(|socket| drop(socket.send(&[0x40, 1, 0, 4, 1, 2, 3, 4])));
+            }
+        });
+        // The server handles the load.
+        connected.request(&session, Method::REFRESH, &|_| {});
+        server.signal(Signal::SIGKILL);
+        let died = server.finish();
+        assert_eq!(died.code, None);
+        assert!(UnixStream::connect(&socket).is_err() && socket.exists(), "the socket of the dead server stays");
+        let server = Server::start(&resolved);
+        let controlled = Controlled { server, config, socket, directory };
+        assert_eq!(controlled.json(&["status"])["allocations"], 0);
+        assert_eq!(connected.frame(), None);
+        Finally(ended);
+        for call in &mut calls {
+            assert_eq!(call.refreshed(), Err(437));
+            call.start_again();
+        }
+        let again = Client::connect(controlled.server.tcp_address());
+        again.allocate(&Login::mint("tcp", 600)).unwrap();
+        drop(again);
+        calls.into_iter().for_each(Call::end);
+        Inventory::of(&controlled).assert_kept(&controlled);
+    });
+}
+
+// tokio panics if the kernel refuses to wait for events.
+#[test]
+fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
+    let controlled = start();
+    let call = Call::start(&controlled.server);
+    let process = controlled.server.id();
+    let Some(failing) = Failing::start(process, "worker-1", |call| call.number == SYS_epoll_wait, Errno::EBADF) else { return };
+    let ended = controlled.server.finish();
+    drop(failing);
+    assert_eq!(ended.code, Some(1));
+    let events = |event: &str| ended.logs.iter().filter(|line| line.field("event").as_deref() == Some(event)).count();
+    assert_eq!((events("panic"), events("stopped")), (1, 1), "{:#?}", ended.logs);
+    let panic = ended.logs.iter().find(|line| line.field("event").as_deref() == Some("panic")).unwrap();
+    assert_eq!(panic.field("thread").as_deref(), Some("worker-1"));
+    let last = ended.logs.last().unwrap().text();
+    assert!(last.starts_with("turnserver: worker 1 stopped unexpectedly"), "{last}");
+    assert!(!controlled.socket.exists());
+    drop(call);
+}
+
+#[test]
+fn a_panic_of_the_thread_of_http_leaves_the_calls_and_the_end_as_they_are() {
+    let controlled = start();
+    let call = Call::start(&controlled.server);
+    let process = controlled.server.id();
+    let Some(failing) = Failing::start(process, "http", |call| call.number == SYS_epoll_wait, Errno::EBADF) else { return };
+    let line = controlled.event("panic");
+    assert_eq!((line.level(), line.field("thread").as_deref()), ("ERROR", Some("http")));
+    drop(failing);
+    call.exchange();
+    call.refresh();
+    Call::start(&controlled.server).end();
+    call.end();
+    assert_eq!(controlled.server.terminate().code, Some(0));
+}
+
+// systemd logs the signal, and restarts the service because of `Restart=on-failure`.
+#[test]
+fn an_invalid_memory_access_of_a_worker_ends_the_process_by_its_signal() {
+    let controlled = start();
+    let call = Call::start(&controlled.server);
+    if crash(controlled.server.id(), "worker-0") {
+        let resolved = std::fs::read_to_string(controlled.server.config_path()).unwrap();
+        assert_eq!(controlled.server.finish().code, None);
+        Call::start(&Server::start(&resolved)).end();
+    }
+    drop(call);
+}

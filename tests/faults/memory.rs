@@ -1,0 +1,66 @@
+//! No memory.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+
+use turnserver::auth::Secret;
+use turnserver::client::{Algorithms, Credentials};
+use turnserver::net::limits::raise_open_files;
+use turnserver::stun::attribute::RequestedTransport;
+use turnserver::stun::{Message, Method, TransactionId};
+
+use super::call::Call;
+use super::descriptors::limit;
+use super::inventory::start;
+use crate::support::Server;
+use crate::support::client::{Client, Login, Session, allocate as without_credentials};
+
+/// Lets the server allocate and accept until it ends, after a limit on memory that is `kib` above what it has.
+fn assert_ends_clearly(resource: &str, of_status: &str, kib: u64) {
+    let controlled = start();
+    let call = Call::start(&controlled.server);
+    let resolved = std::fs::read_to_string(controlled.server.config_path()).unwrap();
+    let process = controlled.server.id();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let present = status.lines().find_map(|line| line.strip_prefix(of_status)).unwrap();
+    let present: u64 = present.trim().trim_end_matches(" kB").parse().unwrap();
+    let bytes = (present + kib) * 1024;
+    limit(process, &format!("--{resource}={bytes}:{bytes}"));
+    raise_open_files().unwrap();
+    let mut held = Vec::new();
+    // The server ends long before the last one.
+    for number in 0..10_000 {
+        let Ok(stream) = TcpStream::connect(controlled.server.tcp_address()) else { break };
+        if number % 8 == 0 && allocate(&stream, &Login::mint(&format!("user-{number}"), 600)).is_none() {
+            break;
+        }
+        held.push(stream);
+    }
+    let ended = controlled.server.finish();
+    assert_eq!(ended.code, None, "{:#?}", ended.logs);
+    let plain: Vec<&str> = ended.logs.iter().map(|line| line.text()).filter(|text| !text.starts_with('{')).collect();
+    assert!(matches!(plain[..], [line] if line.starts_with("memory allocation of ")), "{plain:?}");
+    drop((call, held));
+    Call::start(&Server::start(&resolved)).end();
+}
+
+/// Allocates over a connection. `None` if the server ends.
+fn allocate(stream: &TcpStream, login: &Login) -> Option<()> {
+    let client = Client::on_tcp(stream.try_clone().ok()?);
+    let exchange = |request: &[u8]| (&mut &*stream).write_all(request).ok().and_then(|()| client.frame());
+    let challenge = exchange(&without_credentials(TransactionId::new([1; 12])))?;
+    let (username, password) = login.clone().into_parts();
+    let credentials = Credentials { username, password: Secret::new(password).unwrap() };
+    let session = Session::from_challenge(&Message::parse(&challenge).unwrap(), credentials, Algorithms::Rfc5389).unwrap();
+    exchange(&client.signed(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP))).map(drop)
+}
+
+#[test]
+fn without_address_space_the_process_ends_with_a_line_about_memory_and_starts_again() {
+    assert_ends_clearly("as", "VmSize:", 2 << 10);
+}
+
+#[test]
+fn without_memory_for_data_the_process_ends_with_a_line_about_memory_and_starts_again() {
+    assert_ends_clearly("data", "VmData:", 2 << 10);
+}

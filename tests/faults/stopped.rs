@@ -1,0 +1,117 @@
+//! A server that does not run for a while.
+
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use turnserver::client::Request;
+use turnserver::clock::Clock;
+use turnserver::net::limits::raise_open_files;
+
+use super::call::Call;
+use super::clock::{Jumping, Shifted};
+use super::inventory::{Inventory, Metrics, memory, settings, wait_for_sum};
+use crate::support::client::{Client, Login, Session};
+use crate::support::{Controlled, TIMEOUT};
+
+const ALLOCATIONS: usize = 5_000;
+
+/// The lifetime of allocations is 600 s.
+const EXPIRED: i64 = 900;
+
+/// Returns the median time of an exchange of data.
+fn median(call: &Call) -> Duration {
+    let mut times: Vec<Duration> = (0..51)
+        .map(|_| {
+            let clock = Clock::start();
+            call.exchange();
+            clock.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[25]
+}
+
+/// Allocates for many clients.
+fn allocate(address: SocketAddr, clients: usize) -> Vec<(Client, Session)> {
+    let one = |number: usize| {
+        let client = Client::new(address);
+        let (session, _) = client.allocate(&Login::mint(&format!("user-{}", number / 4), 36_000)).unwrap();
+        (client, session)
+    };
+    (0..clients).map(one).collect()
+}
+
+/// Stops a server for some time, in which it gets packets, and in which half of its allocations expire.
+fn assert_recovers(stop: Duration) {
+    raise_open_files().unwrap();
+    let ports = |line: &str| match line.starts_with("ports = ") {
+        true => "ports = \"20000-29999\"\n".to_owned(),
+        false => format!("{line}\n"),
+    };
+    let config: String = settings(&["127.0.0.1"]).lines().map(ports).collect();
+    let Some(shifted) = Shifted::start(Jumping::Both, &config) else { return };
+    let Controlled { server, .. } = &shifted.controlled;
+    let call = Call::start(server);
+    assert_eq!(call.refreshed_for(3_600), Ok(3_600));
+    let inventory = Inventory::of(&shifted.controlled);
+    let clients = allocate(server.udp_address(), ALLOCATIONS);
+    let (living, expiring) = clients.split_at(ALLOCATIONS / 2);
+    for (client, session) in living {
+        let refresh = Request::Refresh(3_600);
+        assert_eq!(client.request(session, refresh.method(), &|writer| refresh.encode(writer)).error(), None);
+    }
+    let (before, held) = (median(&call), memory(&shifted.controlled));
+
+    server.signal(Signal::SIGSTOP);
+    shifted.shift(EXPIRED);
+    // All of this waits for the server, or is lost in full buffers.
+    for (client, _) in &clients {
+        let message = [0x40, 1, 0, 4, 1, 2, 3, 4];
+        (0..10).for_each(|_| client.send(&message));
+    }
+    call.client.socket().set_read_timeout(Some(stop)).unwrap();
+    let nothing = call.client.socket().recv(&mut [0; 64]).unwrap_err();
+    assert!(matches!(nothing.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut), "{nothing}");
+    call.client.socket().set_read_timeout(Some(TIMEOUT)).unwrap();
+    let continued = Clock::start();
+    server.signal(Signal::SIGCONT);
+
+    // The channel has expired, its allocation lives.
+    assert_eq!((call.refreshed_for(3_600), call.bind()), (Ok(3_600), Ok(())));
+    let first = continued.elapsed();
+    wait_for_sum(&shifted.controlled, "turnserver_allocation_lifetime_seconds_count", ALLOCATIONS as u64 / 2);
+    assert_eq!(Metrics::of(&shifted.controlled).sum("turnserver_allocations{"), 1 + ALLOCATIONS as u64 / 2);
+    let ended = continued.elapsed();
+    while median(&call) > 2 * before + Duration::from_millis(5) {
+        assert!(continued.elapsed() < TIMEOUT, "{before:?} before, {:?} after", median(&call));
+    }
+    let normal = continued.elapsed();
+    assert!(memory(&shifted.controlled) < held + 8 * 1024);
+    // A client whose allocation has expired makes a new one on the same port.
+    for (client, session) in expiring.iter().step_by(50) {
+        let session = client.renew(session);
+        assert_eq!(client.request(&session, Request::Refresh(600).method(), &|_| {}).error(), Some(437));
+    }
+    for (client, session) in living {
+        client.delete(&client.renew(session));
+    }
+    assert!(server.logs().len() < 1_500, "{}", server.logs().len());
+    println!("first response {first:?}, expired {ended:?}, median of {before:?} again {normal:?}");
+    // The tables of 5000 allocations stay.
+    inventory.assert_kept_within(&shifted.controlled, 32);
+    call.end();
+}
+
+// The clock of the server jumps, as if it had been stopped for a quarter of an hour.
+#[test]
+fn what_expires_while_the_process_is_stopped_ends_and_what_lives_goes_on() {
+    assert_recovers(Duration::from_secs(5));
+}
+
+#[test]
+#[ignore = "stops a server for a minute"]
+fn a_server_that_was_stopped_for_a_minute_recovers() {
+    assert_recovers(Duration::from_secs(60));
+}
