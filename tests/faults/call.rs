@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use turnserver::client::Request;
 use turnserver::stun::attribute::Lifetime;
@@ -12,11 +13,12 @@ use crate::support::client::{Client, Login, Response, Session, receive, socket};
 
 const CHANNEL: u16 = 0x4001;
 
-/// The user of calls. Its allocations do not count in an inventory.
-const USER: &str = "caller";
+/// The number of calls so far. Each has a user of its own.
+static CALLS: AtomicU32 = AtomicU32::new(0);
 
 pub(super) struct Call {
     pub(super) client: Client,
+    login: Login,
     session: RefCell<Session>,
     pub(super) relayed: SocketAddr,
     pub(super) peer: UdpSocket,
@@ -30,8 +32,9 @@ impl Call {
 
     /// Starts a call of a client with a peer.
     pub(super) fn between(client: Client, peer: UdpSocket) -> Self {
-        let (session, relayed) = client.allocate(&Login::mint(USER, 36_000)).unwrap();
-        let call = Self { client, session: RefCell::new(session), relayed, peer };
+        let login = Login::mint(&format!("caller-{}", CALLS.fetch_add(1, Ordering::Relaxed)), 36_000);
+        let (session, relayed) = client.allocate(&login).unwrap();
+        let call = Self { client, login, session: RefCell::new(session), relayed, peer };
         assert_eq!(call.bind(), Ok(()));
         call.exchange();
         call
@@ -43,7 +46,7 @@ impl Call {
         self.client.socket().set_nonblocking(true).unwrap();
         while !matches!(self.client.socket().recv(&mut [0; 2_000]), Err(error) if error.kind() == ErrorKind::WouldBlock) {}
         self.client.socket().set_nonblocking(false).unwrap();
-        let (session, relayed) = self.client.allocate(&Login::mint(USER, 36_000)).unwrap();
+        let (session, relayed) = self.client.allocate(&self.login).unwrap();
         (self.session, self.relayed) = (RefCell::new(session), relayed);
         assert_eq!(self.bind(), Ok(()));
         self.exchange();

@@ -30,7 +30,7 @@ impl Shifted {
     /// Starts a server. `None` without libfaketime; the test is [skipped](skip) then.
     pub(super) fn start(jumping: Jumping, config: &str) -> Option<Self> {
         // The program knows where its library is.
-        let shown = Command::new("faketime").args(["-m", "+0", "printenv", "LD_PRELOAD"]).output();
+        let shown = Command::new("faketime").args(["-m", "-f", "+0", "printenv", "LD_PRELOAD"]).output();
         let Some(library) = shown.ok().and_then(|shown| String::from_utf8(shown.stdout).ok()) else {
             skip("the program faketime is missing");
             return None;

@@ -19,7 +19,7 @@ pub(super) const USER: &str = "alice";
 pub(super) fn settings(addresses: &[&str]) -> String {
     let more = format!(
         "[limits]\nallocations-per-user = {PER_USER}\nallocations-per-second-per-user = 0\n\
-         unverified-responses = 0\nconnections-per-source = 0\nfailed-authentications = 0\n[peers]\nallow = [\"127.0.0.1\", \"10.0.0.0/8\"]\n"
+         unverified-responses = 0\nconnections-per-source = 0\nfailed-authentications = 0\n[peers]\nallow = [\"127.0.0.1\", \"10.0.0.0/8\", \"fd00::/8\"]\n"
     );
     format!("workers = 2\n{}", config(addresses, &more))
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::process::Command;
 
 use turnserver::auth::Secret;
 use turnserver::client::{Algorithms, Credentials};
@@ -11,13 +12,15 @@ use turnserver::stun::{Message, Method, TransactionId};
 
 use super::call::Call;
 use super::descriptors::limit;
-use super::inventory::start;
-use crate::support::Server;
+use super::inventory::settings;
+use crate::support::{Controlled, Server};
 use crate::support::client::{Client, Login, Session, allocate as without_credentials};
 
 /// Lets the server allocate and accept until it ends, after a limit on memory that is `kib` above what it has.
 fn assert_ends_clearly(resource: &str, of_status: &str, kib: u64) {
-    let controlled = start();
+    // Otherwise a backtrace follows the line, and may need memory itself.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+    let controlled = Controlled::start_by(command.env("RUST_BACKTRACE", "0"), &settings(&["127.0.0.1"]));
     let call = Call::start(&controlled.server);
     let resolved = std::fs::read_to_string(controlled.server.config_path()).unwrap();
     let process = controlled.server.id();
@@ -38,8 +41,10 @@ fn assert_ends_clearly(resource: &str, of_status: &str, kib: u64) {
     }
     let ended = controlled.server.finish();
     assert_eq!(ended.code, None, "{:#?}", ended.logs);
+    // Those of the standard library: the reason, perhaps of two threads at once, and a note about backtraces.
     let plain: Vec<&str> = ended.logs.iter().map(|line| line.text()).filter(|text| !text.starts_with('{')).collect();
-    assert!(matches!(plain[..], [line] if line.starts_with("memory allocation of ")), "{plain:?}");
+    let reason = |line: &&str| line.starts_with("memory allocation of ");
+    assert!(plain.len() <= 4 && plain.iter().any(reason), "{plain:?}");
     drop((call, held));
     Call::start(&Server::start(&resolved)).end();
 }

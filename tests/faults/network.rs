@@ -61,18 +61,16 @@ fn a_call_goes_on_after_its_link_was_down() {
 fn a_small_mtu_ends_what_uses_ipv6_and_ipv4_goes_on_in_fragments() {
     with_link(&["10.0.1.1", "fd00:1::1"], |host, controlled, start| {
         let inventory = Inventory::of(controlled);
-        let (v4, v6) = (start("10.0.1.1"), start("fd00:1::1"));
+        let (v4, mut v6) = (start("10.0.1.1"), start("fd00:1::1"));
         let large = vec![7; 1_300];
         v4.exchange_data(&large);
         v6.exchange_data(&large);
         ip("link set n1 mtu 600");
         host.ip("link set n1 mtu 600");
-        let ended = controlled.event("allocation-ended");
         let of_v6 = |line: &LogLine| line.field("relay").is_some_and(|relay| relay.starts_with('['));
         controlled.server.wait_for_log(|line| {
             of_v6(line) && line.field("reason").as_deref() == Some("the relay address has gone")
         });
-        drop(ended);
         v4.exchange_data(&large);
         // The kernel cannot split a segmented message whose segments exceed the MTU.
         for _ in 0..4 {
@@ -85,6 +83,12 @@ fn a_small_mtu_ends_what_uses_ipv6_and_ipv4_goes_on_in_fragments() {
         host.ip("link set n1 mtu 1500");
         v4.exchange_data(&large);
         v4.end();
+        // An administrator adds the addresses again.
+        ip("addr add fd00:1::1/64 dev n1 nodad");
+        host.ip("addr add fd00:1::2/64 dev n1 nodad");
+        wait_for_relay(controlled, "fd00:1::1", 2);
+        v6.start_again();
+        v6.end();
         inventory.assert_kept(controlled);
     });
 }

@@ -42,7 +42,7 @@ fn ports_of_another_program_are_skipped_and_the_others_all_serve_clients() {
     let clients: Vec<_> = (0..15).map(|number| allocate(&controlled, number).unwrap()).collect();
     assert!(clients.iter().all(|(_, relayed)| relayed.port() % 2 == 1), "{PORTS:?}");
     assert_eq!(allocate(&controlled, 15).map(drop), Err(508));
-    let line = controlled.event("allocation-rejected");
+    let line = controlled.event("limit-reached");
     assert!(line.message().contains("other programs use some of them"), "{line:?}");
     assert_eq!(Metrics::of(&controlled).sum("turnserver_failed_relay_sockets_total{cause=\"port-in-use\"}"), 16);
     drop(used);
@@ -61,7 +61,7 @@ fn while_another_program_uses_every_port_clients_get_508_and_a_minute_after_its_
         assert_eq!(allocate(controlled, number).map(drop), Err(508));
     }
     wait_for_sum(controlled, "turnserver_relay_ports{state=\"quarantined\"}", 32);
-    controlled.event("allocation-rejected");
+    controlled.event("limit-reached");
     drop(used);
     assert_eq!(allocate(controlled, 8).map(drop), Err(508));
     shifted.shift(62);

@@ -45,7 +45,7 @@ fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes
         assert_eq!(wait_for_sum(&controlled, &dropped("send-failed"), 50), 50);
         other.exchange();
         refuse(&format!("udp sport {listener} udp dport {}", call.client.address().port()));
-        (0..50).for_each(|_| drop(call.peer.send_to(&[8; 500], call.relayed).unwrap()));
+        (0..50).for_each(|_| assert_eq!(call.peer.send_to(&[8; 500], call.relayed).unwrap(), 500));
         assert_eq!(wait_for_sum(&controlled, &dropped("send-failed"), 100), 100);
         other.exchange();
         sh("nft delete table inet fault");
