@@ -262,29 +262,62 @@ impl Write for &Queued {
 /// Writes lines until the process exits. A line that cannot be written is lost, which is reported after the next one
 /// that can be written.
 fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut impl Write) {
-    let mut failed = 0;
+    let mut out = Output { out, torn: false };
+    // The lines that were not read in time, and those that could not be written.
+    let (mut unread, mut failed) = (0, 0);
     let mut reason = String::new();
     for entry in lines {
         match entry {
             Entry::Line(line) => {
-                if let Err(error) = out.write_all(&line) {
+                if let Err(error) = out.write_line(&line) {
                     failed += 1;
                     reason = format!("standard error could not be written: {error}");
                     continue;
                 }
-                let lost = lost.swap(0, Ordering::Relaxed);
-                for (count, reason) in [(lost, NOT_READ), (std::mem::take(&mut failed), reason.as_str())] {
-                    if count > 0 {
-                        let _ = out.write_all(notice(count, reason, layout).as_bytes());
+                unread += lost.swap(0, Ordering::Relaxed);
+                for (count, reason) in [(&mut unread, NOT_READ), (&mut failed, reason.as_str())] {
+                    // A notice that cannot be written follows a later line.
+                    if *count > 0 && out.write_line(notice(*count, reason, layout).as_bytes()).is_ok() {
+                        *count = 0;
                     }
                 }
             }
             Entry::Flush(written) => {
-                let _ = out.flush();
+                let _ = out.out.flush();
                 // The receiver may have timed out.
                 let _ = written.try_send(());
             }
         }
+    }
+}
+
+/// Writes whole lines.
+struct Output<'w, W> {
+    out: &'w mut W,
+    /// Only the beginning of the last line was written.
+    torn: bool,
+}
+
+impl<W: Write> Output<'_, W> {
+    /// Writes a line. It begins on a line of its own, also after one that was cut off when the disk became full.
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.torn {
+            self.out.write_all(b"\n")?;
+            self.torn = false;
+        }
+        let mut rest = line;
+        while !rest.is_empty() {
+            match self.out.write(rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    rest = rest.get(count..).unwrap_or_default();
+                    self.torn = !rest.is_empty();
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -409,6 +442,8 @@ mod tests {
 
     /// A file that refuses some writes, like one that has reached the limit of its size until it is emptied.
     struct Refusing {
+        /// The number of bytes before the first refusal, if there is one.
+        room: usize,
         refusals: u8,
         written: Vec<u8>,
     }
@@ -417,6 +452,11 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             if self.refusals == 0 {
                 return self.written.write(bytes);
+            }
+            if self.room > 0 {
+                let count = self.written.write(&bytes[..bytes.len().min(self.room)])?;
+                self.room -= count;
+                return Ok(count);
             }
             self.refusals -= 1;
             Err(io::Error::from_raw_os_error(libc::EFBIG))
@@ -435,11 +475,26 @@ mod tests {
             (&queued).write_all(line.as_bytes()).unwrap();
         }
         drop(queued);
-        let mut out = Refusing { refusals: 2, written: Vec::new() };
+        let mut out = Refusing { room: 0, refusals: 2, written: Vec::new() };
         write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), &mut out);
         let notice = "<4> WARN log lines were lost here because standard error could not be written: File too large \
                       (os error 27) event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out.written).unwrap(), format!("three\n{notice}four\n"));
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_does_not_spoil_the_next_one_and_counts_as_lost() {
+        let (queue, lines) = sync_channel(4);
+        let queued = Queued { queue, lost: Arc::default() };
+        for line in ["one\n", "two\n", "three\n", "four\n"] {
+            (&queued).write_all(line.as_bytes()).unwrap();
+        }
+        drop(queued);
+        // The line break before `three` is refused, too.
+        let mut out = Refusing { room: 6, refusals: 2, written: Vec::new() };
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), &mut out);
+        let written = String::from_utf8(out.written).unwrap();
+        assert!(written.starts_with("one\ntw\nfour\n<4> WARN ") && written.ends_with(" count=2\n"), "{written}");
     }
 
     // A call below the level must not reach the subscriber, because some are in the data path.

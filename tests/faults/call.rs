@@ -49,6 +49,7 @@ impl Call {
         let (session, relayed) = self.client.allocate(&self.login).unwrap();
         (self.session, self.relayed) = (RefCell::new(session), relayed);
         assert_eq!(self.bind(), Ok(()));
+        self.settle();
         self.exchange();
     }
 
@@ -100,6 +101,15 @@ impl Call {
         assert_eq!(receive(&self.peer), (data.to_vec(), self.relayed));
         self.peer.send_to(data, self.relayed).unwrap();
         assert!(receive(self.client.socket()).0 == channel_data(data), "the data of the peer arrives");
+    }
+
+    /// Sends data both ways, and waits for it. Earlier data may arrive before it.
+    pub(super) fn settle(&self) {
+        let last = b"the last of all";
+        self.to_peer(last);
+        while receive(&self.peer).0 != last {}
+        self.peer.send_to(last, self.relayed).unwrap();
+        while receive(self.client.socket()).0 != channel_data(last) {}
     }
 
     /// Sends data to the peer, which may not arrive.

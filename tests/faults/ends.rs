@@ -27,7 +27,7 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
     thread::scope(|scope| {
         let _finally = Finally(&ended);
         let (sending, ended) = (calls.iter().map(|call| call.client.socket().try_clone().unwrap()).collect::<Vec<_>>(), &ended);
-        scope.spawn(move || {
+        let load = scope.spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 // While there is no server, the kernel reports its ICMP errors here.
                 sending.iter().for_each(|socket| drop(socket.send(&[0x40, 1, 0, 4, 1, 2, 3, 4])));
@@ -43,7 +43,8 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
         let controlled = Controlled { server, config, socket, directory };
         assert_eq!(controlled.json(&["status"])["allocations"], 0);
         assert_eq!(connected.frame(), None);
-        Finally(ended);
+        ended.store(true, Ordering::Relaxed);
+        load.join().unwrap();
         for call in &mut calls {
             assert_eq!(call.refreshed(), Err(437));
             call.start_again();
@@ -87,6 +88,9 @@ fn a_panic_of_the_thread_of_http_leaves_the_calls_and_the_end_as_they_are() {
     drop(failing);
     call.exchange();
     call.refresh();
+    // A reload does not wait for the thread.
+    controlled.server.signal(Signal::SIGHUP);
+    controlled.event("reload-done");
     Call::start(&controlled.server).end();
     call.end();
     assert_eq!(controlled.server.terminate().code, Some(0));

@@ -7,10 +7,12 @@ use std::thread;
 
 use nix::errno::Errno;
 use nix::libc::{AF_INET6, SYS_socket, c_long};
+use nix::mount::{MsFlags, mount};
 
 use super::call::Call;
 use super::errors::Failing;
 use super::inventory::{Inventory, settings};
+use super::log::with_small_disk;
 use crate::support::client::Client;
 use crate::support::network::{in_own_network, set};
 use crate::support::{Controlled, Server, TIMEOUT, TempDir, run, skip};
@@ -102,7 +104,21 @@ fn with_a_kernel_without_ipv6_a_server_for_all_addresses_serves_ipv4_and_says_so
     });
 }
 
-// The control socket cannot be created, and not be removed.
+// The control socket cannot be removed at the end.
+#[test]
+fn a_server_whose_file_system_can_no_longer_be_written_goes_on_and_stops_normally() {
+    with_small_disk(|disk| {
+        let (config, socket) = (settings(&["127.0.0.1"]), disk.join("control.sock"));
+        let server = Server::start(&format!("{config}[control]\nsocket = {socket:?}\n"));
+        let controlled = Controlled { server, config, socket, directory: TempDir::new() };
+        let none: Option<&str> = None;
+        mount(none, disk, none, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, none).unwrap();
+        assert!(fs::write(disk.join("file"), "").is_err());
+        assert_serves(&controlled);
+        assert_eq!(controlled.server.terminate().code, Some(0));
+    });
+}
+
 #[test]
 fn with_a_file_system_that_cannot_be_written_the_start_fails_with_one_line_or_serves_without_the_socket() {
     let Some(mut command) = after("mount -o remount,ro,bind / 2>/dev/null || { mount --bind / /; mount -o remount,ro,bind /; }") else { return };

@@ -2,8 +2,12 @@
 
 use std::process::Command;
 
+use nix::errno::Errno;
+use nix::libc::{SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg, SYS_sendmmsg, SYS_sendmsg, SYS_sendto};
+
 use super::call::Call;
-use super::inventory::{Inventory, Metrics, settings, wait_for_sum};
+use super::errors::{self, Failing};
+use super::inventory::{Inventory, Metrics, settings, start, wait_for_sum};
 use crate::support::client::{Client, socket};
 use crate::support::network::{Host, in_own_network};
 use crate::support::{Controlled, TIMEOUT, run, skip};
@@ -55,6 +59,42 @@ fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes
         other.end();
         inventory.assert_kept(&controlled);
     });
+}
+
+// Whatever the kernel says, nothing waits for ever.
+#[test]
+fn sends_and_receives_that_fail_for_a_while_end_nothing() {
+    const ROUNDS: u64 = 6;
+    let sends = |call: errors::Call| [SYS_sendmmsg, SYS_sendmsg, SYS_sendto].contains(&call.number);
+    let receives = |call: errors::Call| [SYS_recvmmsg, SYS_recvmsg, SYS_recvfrom].contains(&call.number);
+    let controlled = start();
+    let inventory = Inventory::of(&controlled);
+    let call = Call::start(&controlled.server);
+    let cases: [(fn(errors::Call) -> bool, Errno); 6] = [
+        (sends, Errno::ENOBUFS),
+        (sends, Errno::EPERM),
+        (sends, Errno::ENOMEM),
+        (receives, Errno::ENOBUFS),
+        (receives, Errno::ENOMEM),
+        (receives, Errno::EIO),
+    ];
+    for (calls, error) in cases {
+        let Some(failing) = Failing::start(controlled.server.id(), "worker-", calls, error) else { return };
+        for round in 0..ROUNDS {
+            call.to_peer(&[7; 500]);
+            call.peer.send_to(&[8; 500], call.relayed).unwrap();
+            failing.wait_for_failures(round);
+        }
+        drop(failing);
+        call.settle();
+        call.refresh();
+    }
+    // What was not sent is lost; what was not received has waited.
+    let lost = ["send-failed", "send-buffer-full"].map(|reason| Metrics::of(&controlled).sum(&dropped(reason)));
+    assert_eq!(lost, [2 * 2 * ROUNDS, 2 * ROUNDS]);
+    assert!(controlled.server.logs().len() < 60, "{:#?}", controlled.server.logs());
+    call.end();
+    inventory.assert_kept(&controlled);
 }
 
 // The kernel reports a full queue of an interface, ENOBUFS, to sockets with `IP_RECVERR`, which relay sockets have.

@@ -63,6 +63,12 @@ fn allocate(address: SocketAddr, clients: usize) -> Vec<(Client, Session)> {
     (0..clients).map(one).collect()
 }
 
+/// Refreshes an allocation. Returns the code of an error response.
+fn refresh(client: &Client, session: &Session, seconds: u32) -> Option<u16> {
+    let request = Request::Refresh(seconds);
+    client.request(session, request.method(), &|writer| request.encode(writer)).error()
+}
+
 /// Stops a server for some time, in which it gets packets, and in which half of its allocations expire.
 fn assert_recovers(stop: Duration) {
     raise_open_files().unwrap();
@@ -73,17 +79,17 @@ fn assert_recovers(stop: Duration) {
     let config: String = settings(&["127.0.0.1"]).lines().map(ports).collect();
     let Some(shifted) = Shifted::start(Jumping::Both, &config) else { return };
     let Controlled { server, .. } = &shifted.controlled;
-    let started = Clock::start();
     let call = Call::start(server);
     assert_eq!(call.refreshed_for(3_600), Ok(3_600));
     let inventory = Inventory::of(&shifted.controlled);
+    let connected = Client::connect(server.tcp_address());
+    let (of_connected, _) = connected.allocate(&Login::mint("connected", 36_000)).unwrap();
+    assert_eq!(refresh(&connected, &of_connected, 3_600), None);
     let clients = allocate(server.udp_address(), ALLOCATIONS);
     let (living, expiring) = clients.split_at(ALLOCATIONS / 2);
     for (client, session) in living {
-        let refresh = Request::Refresh(3_600);
-        assert_eq!(client.request(session, refresh.method(), &|writer| refresh.encode(writer)).error(), None);
+        assert_eq!(refresh(client, session, 3_600), None);
     }
-    println!("allocated after {:?}", started.elapsed());
     let (before, held) = (median(&call), memory(&shifted.controlled));
 
     server.signal(Signal::SIGSTOP);
@@ -105,7 +111,7 @@ fn assert_recovers(stop: Duration) {
     assert_eq!((call.refreshed_for(3_600), call.bind()), (Ok(3_600), Ok(())));
     let first = continued.elapsed();
     wait_for_sum(&shifted.controlled, "turnserver_allocation_lifetime_seconds_count", ALLOCATIONS as u64 / 2);
-    assert_eq!(Metrics::of(&shifted.controlled).sum("turnserver_allocations{"), 1 + ALLOCATIONS as u64 / 2);
+    assert_eq!(Metrics::of(&shifted.controlled).sum("turnserver_allocations{"), 2 + ALLOCATIONS as u64 / 2);
     let ended = continued.elapsed();
     while median(&call) > 2 * before + Duration::from_millis(5) {
         assert!(continued.elapsed() < TIMEOUT, "{before:?} before, {:?} after", median(&call));
@@ -114,12 +120,14 @@ fn assert_recovers(stop: Duration) {
     assert!(memory(&shifted.controlled) < held + 8 * 1024);
     // A client whose allocation has expired makes a new one on the same port.
     for (client, session) in expiring.iter().step_by(50) {
-        let session = client.renew(session);
-        assert_eq!(client.request(&session, Request::Refresh(600).method(), &|_| {}).error(), Some(437));
+        assert_eq!(refresh(client, &client.renew(session), 600), Some(437));
     }
     for (client, session) in living {
         client.delete(&client.renew(session));
     }
+    assert_eq!(shifted.controlled.events("worker-stalled"), 0);
+    assert_eq!(refresh(&connected, &connected.renew(&of_connected), 0), None);
+    drop(connected);
     // The beginning and the end of each allocation, and little else.
     assert!(server.logs().len() < 2 * ALLOCATIONS + 100, "{}", server.logs().len());
     println!("first response {first:?}, expired {ended:?}, median of {before:?} again {normal:?}");
