@@ -44,7 +44,9 @@ impl Call {
     pub(super) fn start_again(&mut self) {
         // What has arrived from the former allocation, and errors of its time.
         self.client.socket().set_nonblocking(true).unwrap();
-        while !matches!(self.client.socket().recv(&mut [0; 2_000]), Err(error) if error.kind() == ErrorKind::WouldBlock) {}
+        while !matches!(self.client.socket().recv(&mut [0; 2_000]), Err(error) if error.kind() == ErrorKind::WouldBlock)
+        {
+        }
         self.client.socket().set_nonblocking(false).unwrap();
         let (session, relayed) = self.client.allocate(&self.login).unwrap();
         (self.session, self.relayed) = (RefCell::new(session), relayed);

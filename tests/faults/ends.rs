@@ -26,7 +26,8 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
         let _finally = Finally(&ended);
-        let (sending, ended) = (calls.iter().map(|call| call.client.socket().try_clone().unwrap()).collect::<Vec<_>>(), &ended);
+        let (sending, ended) =
+            (calls.iter().map(|call| call.client.socket().try_clone().unwrap()).collect::<Vec<_>>(), &ended);
         let load = scope.spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 // While there is no server, the kernel reports its ICMP errors here.
@@ -63,7 +64,9 @@ fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
     let controlled = start();
     let call = Call::start(&controlled.server);
     let process = controlled.server.id();
-    let Some(failing) = Failing::start(process, "worker-1", |call| call.number == SYS_epoll_wait, Errno::EBADF) else { return };
+    let Some(failing) = Failing::start(process, "worker-1", |call| call.number == SYS_epoll_wait, Errno::EBADF) else {
+        return;
+    };
     let ended = controlled.server.finish();
     drop(failing);
     assert_eq!(ended.code, Some(1));
@@ -82,7 +85,9 @@ fn a_panic_of_the_thread_of_http_leaves_the_calls_and_the_end_as_they_are() {
     let controlled = start();
     let call = Call::start(&controlled.server);
     let process = controlled.server.id();
-    let Some(failing) = Failing::start(process, "http", |call| call.number == SYS_epoll_wait, Errno::EBADF) else { return };
+    let Some(failing) = Failing::start(process, "http", |call| call.number == SYS_epoll_wait, Errno::EBADF) else {
+        return;
+    };
     let line = controlled.event("panic");
     assert_eq!((line.level(), line.field("thread").as_deref()), ("ERROR", Some("http")));
     drop(failing);

@@ -81,7 +81,11 @@ fn with_a_kernel_without_ipv6_a_server_for_all_addresses_serves_ipv4_and_says_so
     let (id, start) = (directory.path().join("id"), directory.path().join("start"));
     let fifo = run(Command::new("mkfifo").arg(&start), None, TIMEOUT);
     assert_eq!(fifo.code, Some(0), "{fifo:?}");
-    let script = format!("echo $$ > {0}.new; mv {0}.new {0}; read line < {1}; exec \"$0\" \"$@\"", id.display(), start.display());
+    let script = format!(
+        "echo $$ > {0}.new; mv {0}.new {0}; read line < {1}; exec \"$0\" \"$@\"",
+        id.display(),
+        start.display()
+    );
     let config = settings(&["127.0.0.1"]).replace("[\"127.0.0.1:0\"]", "[\"[::]:0\"]");
     thread::scope(|scope| {
         let server = scope.spawn(|| {
@@ -121,11 +125,19 @@ fn a_server_whose_file_system_can_no_longer_be_written_goes_on_and_stops_normall
 
 #[test]
 fn with_a_file_system_that_cannot_be_written_the_start_fails_with_one_line_or_serves_without_the_socket() {
-    let Some(mut command) = after("mount -o remount,ro,bind / 2>/dev/null || { mount --bind / /; mount -o remount,ro,bind /; }") else { return };
+    let Some(mut command) =
+        after("mount -o remount,ro,bind / 2>/dev/null || { mount --bind / /; mount -o remount,ro,bind /; }")
+    else {
+        return;
+    };
     let directory = TempDir::new();
     let socket = directory.path().join("control.sock");
-    let output = Server::try_start_by(&mut command, &format!("{}[control]\nsocket = {socket:?}\n", settings(&["127.0.0.1"])));
+    let output =
+        Server::try_start_by(&mut command, &format!("{}[control]\nsocket = {socket:?}\n", settings(&["127.0.0.1"])));
     let output = output.err().expect("the start fails");
     let lines: Vec<&str> = output.lines().filter(|line| line.starts_with("turnserver: ")).collect();
-    assert!(matches!(lines[..], [line] if line.contains("control.sock") && line.contains("Read-only file system")), "{output}");
+    assert!(
+        matches!(lines[..], [line] if line.contains("control.sock") && line.contains("Read-only file system")),
+        "{output}"
+    );
 }

@@ -13,8 +13,8 @@ use turnserver::stun::{Message, Method, TransactionId};
 use super::call::Call;
 use super::descriptors::limit;
 use super::inventory::settings;
-use crate::support::{Controlled, Server};
 use crate::support::client::{Client, Login, Session, allocate as without_credentials};
+use crate::support::{Controlled, Server};
 
 /// Lets the server allocate and accept until it ends, after a limit on memory that is `kib` above what it has.
 fn assert_ends_clearly(resource: &str, of_status: &str, kib: u64) {
@@ -56,7 +56,8 @@ fn allocate(stream: &TcpStream, login: &Login) -> Option<()> {
     let challenge = exchange(&without_credentials(TransactionId::new([1; 12])))?;
     let (username, password) = login.clone().into_parts();
     let credentials = Credentials { username, password: Secret::new(password).unwrap() };
-    let session = Session::from_challenge(&Message::parse(&challenge).unwrap(), credentials, Algorithms::Rfc5389).unwrap();
+    let session =
+        Session::from_challenge(&Message::parse(&challenge).unwrap(), credentials, Algorithms::Rfc5389).unwrap();
     exchange(&client.signed(&session, Method::ALLOCATE, &|writer| writer.push(&RequestedTransport::UDP))).map(drop)
 }
 

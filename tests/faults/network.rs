@@ -13,7 +13,8 @@ fn with_link(addresses: &'static [&'static str], test: impl FnOnce(&Host, &Contr
         let controlled = Controlled::start_with(&settings(addresses));
         let start = |server: &str| {
             let other = server.strip_suffix('1').unwrap().to_owned() + "2";
-            let [client, peer] = host.run(move || [(); 2].map(|()| socket((other.parse::<std::net::IpAddr>().unwrap(), 0).into())));
+            let [client, peer] =
+                host.run(move || [(); 2].map(|()| socket((other.parse::<std::net::IpAddr>().unwrap(), 0).into())));
             let listener = controlled.server.udp_address_on(server.parse().unwrap());
             Call::between(Client::on(client, listener), peer)
         };
@@ -36,7 +37,9 @@ fn a_call_goes_on_after_its_link_was_down() {
         let inventory = Inventory::of(controlled);
         let call = start("10.0.1.1");
         for (round, here) in [true, false].into_iter().enumerate() {
-            let set = |state: &str| if here { ip(&format!("link set n1 {state}")) } else { host.ip(&format!("link set n1 {state}")) };
+            let set = |state: &str| {
+                if here { ip(&format!("link set n1 {state}")) } else { host.ip(&format!("link set n1 {state}")) }
+            };
             set("down");
             if here {
                 controlled.server.wait_for_log(|line| is_about(line, "relay-address-unusable", "10.0.1.1"));
@@ -68,9 +71,9 @@ fn a_small_mtu_ends_what_uses_ipv6_and_ipv4_goes_on_in_fragments() {
         ip("link set n1 mtu 600");
         host.ip("link set n1 mtu 600");
         let of_v6 = |line: &LogLine| line.field("relay").is_some_and(|relay| relay.starts_with('['));
-        controlled.server.wait_for_log(|line| {
-            of_v6(line) && line.field("reason").as_deref() == Some("the relay address has gone")
-        });
+        controlled
+            .server
+            .wait_for_log(|line| of_v6(line) && line.field("reason").as_deref() == Some("the relay address has gone"));
         v4.exchange_data(&large);
         // The kernel cannot split a segmented message whose segments exceed the MTU.
         for _ in 0..4 {

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use super::call::Call;
 use super::clock::{Jumping, Shifted};
 use super::inventory::{Inventory, Metrics, settings, wait_for_sum};
-use crate::support::client::{Client, Login};
 use crate::support::Controlled;
+use crate::support::client::{Client, Login};
 
 const PORTS: std::ops::RangeInclusive<u16> = 15_100..=15_131;
 
