@@ -6,6 +6,7 @@ use std::process::Command;
 
 use nix::errno::Errno;
 use nix::libc::{SYS_accept4, SYS_socket};
+use nix::sys::signal::Signal;
 
 use super::call::Call;
 use super::errors::{self, Failing};
@@ -18,6 +19,13 @@ pub(super) fn limit(process: u32, option: &str) {
     let mut command = Command::new("prlimit");
     let finished = run(command.args(["--pid", &process.to_string(), option]), Some("util-linux"), TIMEOUT);
     assert_eq!(finished.code, Some(0), "{finished:?}");
+}
+
+/// Returns the limit of open files of a running process.
+pub(super) fn open_files(process: u32) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
+    files.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Asserts what happens before, during and after a time in which no file can be opened. `during` calls a function in this
@@ -66,12 +74,14 @@ fn assert_goes_on(during: impl FnOnce(&Controlled, &dyn Fn())) {
 fn a_server_without_a_free_descriptor_goes_on_and_serves_those_who_waited() {
     assert_goes_on(|controlled, assert_during| {
         let process = controlled.server.id();
-        let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
-        let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).unwrap();
-        let most = files.split_whitespace().next().unwrap();
+        let most = open_files(process);
         limit(process, &format!("--nofile=3:{most}"));
         assert_during();
+        controlled.server.signal(Signal::SIGHUP);
+        let line = controlled.event("reload-refused");
+        assert!(line.field("error").unwrap().contains("open files"), "{line:?}");
         limit(process, &format!("--nofile={most}:{most}"));
+        assert_eq!(controlled.run(&["reload"]).code, Some(0));
     });
 }
 

@@ -124,7 +124,7 @@ fn a_server_whose_file_system_can_no_longer_be_written_goes_on_and_stops_normall
 }
 
 #[test]
-fn with_a_file_system_that_cannot_be_written_the_start_fails_with_one_line_or_serves_without_the_socket() {
+fn with_a_file_system_that_cannot_be_written_a_configured_control_socket_prevents_the_start() {
     let Some(mut command) =
         after("mount -o remount,ro,bind / 2>/dev/null || { mount --bind / /; mount -o remount,ro,bind /; }")
     else {

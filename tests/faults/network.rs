@@ -1,6 +1,7 @@
 //! A link that goes, whose MTU shrinks, and whose address goes.
 
 use super::call::Call;
+use super::descriptors::{limit, open_files};
 use super::inventory::{Inventory, settings};
 use crate::support::client::{Client, Login, socket};
 use crate::support::network::{Host, in_own_network, ip};
@@ -51,7 +52,7 @@ fn a_call_goes_on_after_its_link_was_down() {
             if here {
                 wait_for_relay(controlled, "10.0.1.1", 2 + round);
             }
-            call.exchange();
+            call.settle();
             call.refresh();
         }
         call.end();
@@ -114,6 +115,27 @@ fn after_its_address_was_removed_and_added_a_client_allocates_again_and_its_call
         call.start_again();
         call.end();
         assert!(Client::connect(controlled.server.tcp_address()).allocate(&Login::mint("tcp", 600)).is_ok());
+        inventory.assert_kept(controlled);
+    });
+}
+
+// The server reads its addresses again as soon as it can.
+#[test]
+fn an_address_that_goes_while_there_is_no_descriptor_is_noticed_afterwards() {
+    with_link(&["10.0.1.1"], |_, controlled, start| {
+        let inventory = Inventory::of(controlled);
+        let mut call = start("10.0.1.1");
+        let process = controlled.server.id();
+        let most = open_files(process);
+        limit(process, &format!("--nofile=3:{most}"));
+        ip("addr del 10.0.1.1/24 dev n1");
+        controlled.event("addresses-unusable");
+        limit(process, &format!("--nofile={most}:{most}"));
+        controlled.event("relay-address-gone");
+        ip("addr add 10.0.1.1/24 dev n1");
+        wait_for_relay(controlled, "10.0.1.1", 2);
+        call.start_again();
+        call.end();
         inventory.assert_kept(controlled);
     });
 }
