@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use super::call::Call;
-use super::inventory::{Inventory, Metrics, USER, settings};
+use super::inventory::{Inventory, Metrics, USER, settings, wait_for_allocations};
 use crate::support::client::{Client, Login};
 use crate::support::{Controlled, TempDir, skip};
 
@@ -78,7 +78,7 @@ fn allocations_outlive_a_clock_that_jumps_an_hour_and_back_and_credentials_follo
         let expired = allocate(controlled, -HOUR / 2);
         assert_eq!(expired, if shift == -HOUR { Ok(()) } else { Err(401) }, "{shift}");
     }
-    assert_eq!(Metrics::of(controlled).sum("turnserver_allocations{"), 3);
+    wait_for_allocations(controlled, 3);
     assert!(Metrics::of(controlled).sum("turnserver_failed_authentications_total{reason=\"expired\"}") > 0);
     assert_eq!(controlled.events("worker-stalled"), 0);
     calls.into_iter().for_each(Call::end);

@@ -11,15 +11,14 @@ use turnserver::stun::Method;
 
 use super::call::Call;
 use super::errors::{Failing, crash};
-use super::inventory::{Inventory, start};
+use super::inventory::{Inventory, start, start_on_fixed_ports};
 use crate::support::client::{Client, Login};
 use crate::support::{Controlled, Finally, Server};
 
 // The clients notice it by the error responses of the new server, or by the end of their connection.
 #[test]
 fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_same_ports() {
-    let Controlled { server, config, socket, directory } = start();
-    let resolved = std::fs::read_to_string(server.config_path()).unwrap();
+    let Controlled { server, config, socket, directory } = start_on_fixed_ports();
     let mut calls: Vec<Call> = (0..8).map(|_| Call::start(&server)).collect();
     let connected = Client::connect(server.tcp_address());
     let (session, _) = connected.allocate(&Login::mint("tcp", 600)).unwrap();
@@ -40,7 +39,7 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
         let died = server.finish();
         assert_eq!(died.code, None);
         assert!(UnixStream::connect(&socket).is_err() && socket.exists(), "the socket of the dead server stays");
-        let server = Server::start(&resolved);
+        let server = Server::start(&config);
         let controlled = Controlled { server, config, socket, directory };
         assert_eq!(controlled.json(&["status"])["allocations"], 0);
         assert_eq!(connected.frame(), None);
@@ -104,12 +103,11 @@ fn a_panic_of_the_thread_of_http_leaves_the_calls_and_the_end_as_they_are() {
 // systemd logs the signal, and restarts the service because of `Restart=on-failure`.
 #[test]
 fn an_invalid_memory_access_of_a_worker_ends_the_process_by_its_signal() {
-    let controlled = start();
+    let controlled = start_on_fixed_ports();
     let call = Call::start(&controlled.server);
     if crash(controlled.server.id(), "worker-0") {
-        let resolved = std::fs::read_to_string(controlled.server.config_path()).unwrap();
         assert_eq!(controlled.server.finish().code, None);
-        Call::start(&Server::start(&resolved)).end();
+        Call::start(&Server::start(&controlled.config)).end();
     }
     drop(call);
 }

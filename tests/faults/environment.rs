@@ -11,7 +11,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::call::Call;
 use super::errors::Failing;
-use super::inventory::{Inventory, settings};
+use super::inventory::{Inventory, settings, wait_for_allocations};
 use super::log::with_small_disk;
 use crate::support::client::Client;
 use crate::support::network::{in_own_network, set};
@@ -36,7 +36,8 @@ fn assert_serves(controlled: &Controlled) {
     let connected = Client::connect(controlled.server.tcp_address());
     assert_eq!(connected.binding(), connected.address());
     drop(connected);
-    assert_eq!(controlled.json(&["status"])["allocations"], 1);
+    wait_for_allocations(controlled, 1);
+    controlled.lines(&["status"]);
     controlled.lines(&["reload"]);
     call.end();
     inventory.assert_kept(controlled);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::hash::{BuildHasher as _, RandomState};
 
 use turnserver::clock::Clock;
 
 use crate::client::Http;
 use crate::support::client::{Client, Login};
-use crate::support::{Controlled, TIMEOUT, config};
+use crate::support::{Controlled, Server, TIMEOUT, TempDir, config};
 
 /// The largest number of allocations of a user.
 pub(super) const PER_USER: usize = 4;
@@ -26,6 +27,21 @@ pub(super) fn settings(addresses: &[&str]) -> String {
 
 pub(super) fn start() -> Controlled {
     Controlled::start_with(&settings(&["127.0.0.1"]))
+}
+
+/// Starts a server that can start again with its configuration: no other program gets its ports in the meantime.
+pub(super) fn start_on_fixed_ports() -> Controlled {
+    let directory = TempDir::new();
+    let socket = directory.path().join("control.sock");
+    let try_start = |attempt: u32| {
+        // Below the range from which the kernel picks ports.
+        let port = 10_000 + RandomState::new().hash_one(attempt) % 5_000;
+        let listening = settings(&["127.0.0.1"]).replace("127.0.0.1:0", &format!("127.0.0.1:{port}"));
+        let config = format!("{listening}[control]\nsocket = {socket:?}\n");
+        Some((Server::start_unless_in_use(&config)?, config))
+    };
+    let (server, config) = (0..50).find_map(try_start).expect("a port is free");
+    Controlled { server, config, socket, directory }
 }
 
 /// What a server holds for its clients, and its memory.
@@ -135,12 +151,23 @@ fn value(line: &str) -> u64 {
 /// Waits until the sum of series is this or more, and returns it.
 #[track_caller]
 pub(super) fn wait_for_sum(controlled: &Controlled, series: &str, least: u64) -> u64 {
+    wait_for(controlled, series, |sum| sum >= least)
+}
+
+/// Waits until there are this many allocations. Gauges may be a second old.
+#[track_caller]
+pub(super) fn wait_for_allocations(controlled: &Controlled, count: u64) {
+    wait_for(controlled, "turnserver_allocations{", |sum| sum == count);
+}
+
+#[track_caller]
+fn wait_for(controlled: &Controlled, series: &str, wanted: impl Fn(u64) -> bool) -> u64 {
     let clock = Clock::start();
     loop {
         let sum = Metrics::of(controlled).sum(series);
-        if sum >= least {
+        if wanted(sum) {
             return sum;
         }
-        assert!(clock.elapsed() < TIMEOUT, "{series} is {sum} and not {least}");
+        assert!(clock.elapsed() < TIMEOUT, "{series} is {sum}");
     }
 }
