@@ -5,12 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::errno::Errno;
-use nix::libc::SYS_epoll_wait;
 use nix::sys::signal::Signal;
 use turnserver::stun::Method;
 
 use super::call::Call;
-use super::errors::{Failing, crash};
+use super::errors::{EPOLL_WAIT, Failing, crash};
 use super::inventory::{Inventory, start, start_on_fixed_ports};
 use crate::support::client::{Client, Login};
 use crate::support::{Controlled, Finally, Server};
@@ -63,7 +62,7 @@ fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
     let controlled = start();
     let call = Call::start(&controlled.server);
     let process = controlled.server.id();
-    let Some(failing) = Failing::start(process, "worker-1", |call| call.number == SYS_epoll_wait, Errno::EBADF) else {
+    let Some(failing) = Failing::start(process, "worker-1", |call| call.number == EPOLL_WAIT, Errno::EBADF) else {
         return;
     };
     let ended = controlled.server.finish();
@@ -84,7 +83,7 @@ fn a_panic_of_the_thread_of_http_leaves_the_calls_and_the_end_as_they_are() {
     let controlled = start();
     let call = Call::start(&controlled.server);
     let process = controlled.server.id();
-    let Some(failing) = Failing::start(process, "http", |call| call.number == SYS_epoll_wait, Errno::EBADF) else {
+    let Some(failing) = Failing::start(process, "http", |call| call.number == EPOLL_WAIT, Errno::EBADF) else {
         return;
     };
     let line = controlled.event("panic");

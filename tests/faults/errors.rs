@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
 use nix::errno::Errno;
-use nix::libc::{c_long, user_regs_struct};
+use nix::libc::{self, c_long};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -21,6 +21,12 @@ pub(super) struct Failing {
     shared: Arc<Shared>,
     tracer: Option<JoinHandle<()>>,
 }
+
+/// The system call with which tokio waits for events.
+#[cfg(target_arch = "x86_64")]
+pub(super) const EPOLL_WAIT: c_long = libc::SYS_epoll_wait;
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) const EPOLL_WAIT: c_long = libc::SYS_epoll_pwait;
 
 /// A system call.
 #[derive(Clone, Copy)]
@@ -41,6 +47,9 @@ impl Failing {
     /// Lets these system calls fail in the threads whose names begin with `name`. `None` without the privilege to trace
     /// the process; the test is [skipped](skip) then.
     pub(super) fn start(process: u32, name: &str, calls: fn(Call) -> bool, error: Errno) -> Option<Self> {
+        if !may_trace() {
+            return None;
+        }
         let threads = threads(process, name);
         assert!(!threads.is_empty(), "no thread has a name that begins with {name}");
         let shared = Arc::<Shared>::default();
@@ -77,6 +86,13 @@ impl Drop for Failing {
     }
 }
 
+fn may_trace() -> bool {
+    if !machine::IS_KNOWN {
+        skip("the registers of this architecture are not known");
+    }
+    machine::IS_KNOWN
+}
+
 /// Returns the threads of a process whose names begin with this.
 pub(super) fn threads(process: u32, name: &str) -> Vec<Pid> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().map(|task| task.unwrap().path());
@@ -105,14 +121,14 @@ fn trace(threads: &[Pid], calls: fn(Call) -> bool, error: Errno, shared: &Shared
             }
             Ok(WaitStatus::PtraceSyscall(thread)) => {
                 if inside.insert(thread) {
-                    if calls(call(thread)) && !shared.ended.load(Ordering::Relaxed) {
-                        skip_call(thread);
+                    if calls(machine::call(thread)) && !shared.ended.load(Ordering::Relaxed) {
+                        machine::skip_call(thread);
                         failing.insert(thread);
                     }
                 } else {
                     inside.remove(&thread);
                     if failing.remove(&thread) {
-                        set_result(thread, error);
+                        machine::set_result(thread, error);
                         shared.failures.fetch_add(1, Ordering::Relaxed);
                     }
                 }
@@ -139,36 +155,63 @@ fn trace(threads: &[Pid], calls: fn(Call) -> bool, error: Errno, shared: &Shared
     }
 }
 
-fn registers(thread: Pid) -> user_regs_struct {
-    ptrace::getregs(thread).unwrap()
+/// The registers of threads that have stopped.
+#[cfg(target_arch = "x86_64")]
+mod machine {
+    use super::{Call, Errno, Pid, ptrace};
+
+    pub(super) const IS_KNOWN: bool = true;
+
+    /// Returns the system call at which a thread has stopped.
+    pub(super) fn call(thread: Pid) -> Call {
+        let registers = ptrace::getregs(thread).unwrap();
+        Call { number: registers.orig_rax.cast_signed(), argument: registers.rdi.cast_signed() }
+    }
+
+    /// Makes the kernel skip the system call at which a thread has stopped.
+    pub(super) fn skip_call(thread: Pid) {
+        let mut registers = ptrace::getregs(thread).unwrap();
+        registers.orig_rax = u64::MAX;
+        ptrace::setregs(thread, registers).unwrap();
+    }
+
+    pub(super) fn set_result(thread: Pid, error: Errno) {
+        let mut registers = ptrace::getregs(thread).unwrap();
+        registers.rax = (-i64::from(error as i32)).cast_unsigned();
+        ptrace::setregs(thread, registers).unwrap();
+    }
+
+    pub(super) fn jump_to_nowhere(thread: Pid) {
+        let mut registers = ptrace::getregs(thread).unwrap();
+        // The kernel does not repeat the system call in which the thread waits.
+        (registers.rip, registers.orig_rax) = (0, u64::MAX);
+        ptrace::setregs(thread, registers).unwrap();
+    }
 }
 
-/// Returns the system call at which a thread has stopped.
-#[cfg(target_arch = "x86_64")]
-fn call(thread: Pid) -> Call {
-    let registers = registers(thread);
-    Call { number: registers.orig_rax.cast_signed(), argument: registers.rdi.cast_signed() }
-}
+#[cfg(not(target_arch = "x86_64"))]
+mod machine {
+    use super::{Call, Errno, Pid};
 
-/// Makes the kernel skip the system call at which a thread has stopped.
-#[cfg(target_arch = "x86_64")]
-fn skip_call(thread: Pid) {
-    let mut registers = registers(thread);
-    registers.orig_rax = u64::MAX;
-    ptrace::setregs(thread, registers).unwrap();
-}
+    pub(super) const IS_KNOWN: bool = false;
 
-#[cfg(target_arch = "x86_64")]
-fn set_result(thread: Pid, error: Errno) {
-    let mut registers = registers(thread);
-    registers.rax = (-i64::from(error as i32)).cast_unsigned();
-    ptrace::setregs(thread, registers).unwrap();
+    pub(super) fn call(_: Pid) -> Call {
+        unreachable!("the test is skipped")
+    }
+
+    pub(super) fn skip_call(_: Pid) {}
+
+    pub(super) fn set_result(_: Pid, _: Errno) {}
+
+    pub(super) fn jump_to_nowhere(_: Pid) {}
 }
 
 /// Makes a thread execute what is not in memory. Returns `false` without the privilege to trace the process; the test is
 /// [skipped](skip) then.
-#[cfg(target_arch = "x86_64")]
 pub(super) fn crash(process: u32, name: &str) -> bool {
+    if !may_trace() {
+        return false;
+    }
     let [thread] = threads(process, name)[..] else { panic!("one thread has the name {name}") };
     if ptrace::seize(thread, Options::empty()).is_err() {
         skip("no privilege to trace a process");
@@ -176,10 +219,7 @@ pub(super) fn crash(process: u32, name: &str) -> bool {
     }
     ptrace::interrupt(thread).unwrap();
     waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-    let mut registers = registers(thread);
-    // The kernel does not repeat the system call in which the thread waits.
-    (registers.rip, registers.orig_rax) = (0, u64::MAX);
-    ptrace::setregs(thread, registers).unwrap();
+    machine::jump_to_nowhere(thread);
     ptrace::detach(thread, None).unwrap();
     true
 }

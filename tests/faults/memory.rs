@@ -10,7 +10,7 @@ use turnserver::stun::attribute::RequestedTransport;
 use turnserver::stun::{Message, Method, TransactionId};
 
 use super::call::Call;
-use super::descriptors::limit;
+use super::descriptors::{can_limit, limit};
 use super::inventory::start_on_fixed_ports;
 use crate::support::Server;
 use crate::support::client::{Client, Login, Session, allocate as without_credentials};
@@ -66,10 +66,14 @@ fn allocate(stream: &TcpStream, login: &Login) -> Option<()> {
 // The allocator may have reserved what it needs.
 #[test]
 fn without_address_space_the_server_goes_on_or_ends_with_a_line_about_memory_and_starts_again() {
-    ends_clearly("as", "VmSize:", 2 << 10);
+    if can_limit() {
+        ends_clearly("as", "VmSize:", 2 << 10);
+    }
 }
 
 #[test]
 fn without_memory_for_data_the_process_ends_with_a_line_about_memory_and_starts_again() {
-    assert!(ends_clearly("data", "VmData:", 2 << 10));
+    if can_limit() {
+        assert!(ends_clearly("data", "VmData:", 2 << 10));
+    }
 }
