@@ -4,12 +4,14 @@ use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use turnserver::client::Request;
 use turnserver::stun::attribute::Lifetime;
+use turnserver::stun::{Class, Message, Method, TransactionId};
 
-use crate::support::Server;
-use crate::support::client::{Client, Login, Response, Session, receive, socket};
+use crate::support::client::{Client, Login, Response, Session, message, receive, socket};
+use crate::support::{Server, TIMEOUT};
 
 const CHANNEL: u16 = 0x4001;
 
@@ -136,4 +138,24 @@ impl Call {
 fn channel_data(data: &[u8]) -> Vec<u8> {
     let length = u16::try_from(data.len()).unwrap();
     [&CHANNEL.to_be_bytes(), &length.to_be_bytes(), data].concat()
+}
+
+/// Sends Binding requests until there is a response. Some may be lost in full buffers.
+pub(super) fn wait_for_response(socket: &UdpSocket) {
+    let mut buffer = [0; 2_000];
+    let mut received = |number: u8| {
+        let id = TransactionId::new([number; 12]);
+        // The kernel may report that there was no server a moment ago.
+        let _ = socket.send(&message(Class::Request, Method::BINDING, id, &|_| {}));
+        while let Ok(length) = socket.recv(&mut buffer) {
+            // The responses arrive in order, so that none is left.
+            if Message::parse(&buffer[..length]).is_ok_and(|response| response.transaction_id() == id) {
+                return true;
+            }
+        }
+        false
+    };
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    assert!((0..120).any(&mut received) && received(200), "there is no response");
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
 }

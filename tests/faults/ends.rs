@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use turnserver::stun::Method;
 
-use super::call::Call;
+use super::call::{Call, wait_for_response};
 use super::errors::{EPOLL_WAIT, Failing, crash};
 use super::inventory::{Inventory, start, start_on_fixed_ports};
 use crate::support::client::{Client, Login};
@@ -45,6 +45,7 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
         ended.store(true, Ordering::Relaxed);
         load.join().unwrap();
         for call in &mut calls {
+            wait_for_response(call.client.socket());
             assert_eq!(call.refreshed(), Err(437));
             call.start_again();
         }

@@ -1,19 +1,18 @@
 //! A server that does not run for a while.
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use turnserver::client::Request;
 use turnserver::clock::Clock;
 use turnserver::net::limits::raise_open_files;
-use turnserver::stun::{Class, Message, Method, TransactionId};
 
-use super::call::Call;
+use super::call::{Call, wait_for_response};
 use super::clock::{Jumping, Shifted};
 use super::inventory::{Inventory, memory, settings, wait_for_allocations, wait_for_sum};
-use crate::support::client::{Client, Login, Session, message};
+use crate::support::client::{Client, Login, Session};
 use crate::support::{Controlled, LogLine, TIMEOUT};
 
 const ALLOCATIONS: usize = 5_000;
@@ -32,25 +31,6 @@ fn median(call: &Call) -> Duration {
         .collect();
     times.sort_unstable();
     times[25]
-}
-
-/// Sends Binding requests until there is a response. Some may be lost in full buffers.
-fn wait_for_response(socket: &UdpSocket) {
-    let mut buffer = [0; 2_000];
-    let mut received = |number: u8| {
-        let id = TransactionId::new([number; 12]);
-        socket.send(&message(Class::Request, Method::BINDING, id, &|_| {})).unwrap();
-        while let Ok(length) = socket.recv(&mut buffer) {
-            // The responses arrive in order, so that none is left.
-            if Message::parse(&buffer[..length]).is_ok_and(|response| response.transaction_id() == id) {
-                return true;
-            }
-        }
-        false
-    };
-    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-    assert!((0..120).any(&mut received) && received(200), "there is no response");
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
 /// Allocates for many clients.
