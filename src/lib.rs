@@ -12,6 +12,8 @@ pub mod control;
 pub mod coturn;
 pub mod doctor;
 pub mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod generate;
 pub mod http;
 pub mod ip_fields;
@@ -33,12 +35,13 @@ mod worker;
 struct DocsWebrtc;
 
 // The test support refers to the library by its name, as in integration tests.
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 extern crate self as turnserver;
 #[cfg(test)]
 #[path = "../tests/support/certificates.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]
 mod test_certificates;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/support/world.rs"]
+#[allow(clippy::expect_used, clippy::unwrap_used, reason = "for tests and fuzz targets")]
 mod test_world;

@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::attribute::*;
 use super::*;
+use crate::fuzzing;
 
 const KEY: &[u8] = b"key";
 
@@ -68,95 +68,23 @@ fn mutated() -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
-/// Asserts that each attribute is the same after it is written and read again.
-macro_rules! assert_round_trip {
-    ($message:expr, $($attribute:ty),* $(,)?) => {$(
-        let first = $message.get::<$attribute>();
-        if let Ok(Some(first)) = first {
-            let mut buffer = vec![0xEE; 70_000];
-            let mut writer =
-                MessageWriter::new(&mut buffer, $message.class(), $message.method(), $message.transaction_id());
-            writer.push(&first);
-            let again = Message::parse(writer.finish().unwrap()).unwrap();
-            prop_assert_eq!(again.get::<$attribute>(), Ok(Some(first)));
-        }
-        for attribute in $message.all::<$attribute>() {
-            let _ = format!("{attribute:?}");
-        }
-    )*};
-}
-
-/// Calls every method of a message.
-fn exercise(bytes: &[u8]) -> Result<(), TestCaseError> {
-    let Ok(message) = Message::parse(bytes) else { return Ok(()) };
-    assert_round_trip!(
-        message,
-        MappedAddress,
-        XorMappedAddress,
-        Username<'_>,
-        Userhash<'_>,
-        ErrorCodeAttribute<'_>,
-        Realm<'_>,
-        Nonce<'_>,
-        PasswordAlgorithms<'_>,
-        PasswordAlgorithm<'_>,
-        UnknownAttributes<'_>,
-        Software<'_>,
-        AlternateServer,
-        AlternateDomain<'_>,
-        ChannelNumber,
-        Lifetime,
-        XorPeerAddress,
-        Data<'_>,
-        XorRelayedAddress,
-        RequestedAddressFamily,
-        EvenPort,
-        RequestedTransport,
-        DontFragment,
-        ReservationToken,
-        AdditionalAddressFamily,
-        AddressErrorCode<'_>,
-        Icmp,
-    );
-    let _ = (message.get::<MessageIntegrity<'_>>(), message.get::<MessageIntegritySha256<'_>>());
-    let _ = (message.get::<Fingerprint>(), message.fingerprint(), format!("{message:?}"));
-    let _ = (message.verify_integrity(KEY), message.verify_integrity_sha256(KEY));
-    let _ = message.unknown_required(|_| false).count();
-
-    if let Some(range) = message.data_range() {
-        prop_assert_eq!(Some(Data(&bytes[range])), message.get().unwrap());
-    }
-
-    // A new message with the attributes that are not ignored has the same attributes.
-    let mut buffer = vec![0xEE; 70_000];
-    let mut writer = MessageWriter::new(&mut buffer, message.class(), message.method(), message.transaction_id());
-    message.attributes().for_each(|attribute| writer.push(&attribute));
-    let again = Message::parse(writer.finish().unwrap()).unwrap();
-    prop_assert_eq!(
-        (again.class(), again.method(), again.transaction_id()),
-        (message.class(), message.method(), message.transaction_id())
-    );
-    prop_assert!(again.attributes().eq(message.attributes()));
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2048) })]
 
     #[test]
     fn written_messages_are_read_back(bytes in message()) {
         prop_assert!(Message::parse(&bytes).is_ok());
-        exercise(&bytes)?;
+        fuzzing::stun(&bytes);
     }
 
     #[test]
     fn mutated_messages_do_not_panic_and_can_be_rewritten(bytes in mutated()) {
-        exercise(&bytes)?;
+        fuzzing::stun(&bytes);
     }
 
     #[test]
     fn random_bytes_do_not_panic(bytes in vec(any::<u8>(), 0..200)) {
-        exercise(&bytes)?;
+        fuzzing::stun(&bytes);
     }
 
     // Random bytes are rarely a valid header. With one, parsing reaches the attributes.
@@ -166,7 +94,7 @@ proptest! {
         let mut bytes = b"\x00\x03\x00\x00\x21\x12\xa4\x42transaction!".to_vec();
         bytes[2..4].copy_from_slice(&u16::try_from(attributes.len()).unwrap().to_be_bytes());
         bytes.extend(attributes);
-        exercise(&bytes)?;
+        fuzzing::stun(&bytes);
     }
 
     // RFC 8489 §14: "the padding bits MUST be set to zero on sending"

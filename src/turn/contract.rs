@@ -113,7 +113,7 @@ impl SocketId {
     }
 
     /// Returns the identifier with this slot and generation 0.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn for_tests(slot: u32) -> Self {
         Self { slot, generation: 0 }
     }

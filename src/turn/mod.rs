@@ -55,6 +55,11 @@ pub use shared::relay_address::{PortCounts, RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use shared::sources::{Sources, Waiting};
 pub use shared::test_links::TestLinks;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use tables::{
+    allocation::{Allocation, State},
+    relays::SocketState,
+};
 pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;

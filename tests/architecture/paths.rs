@@ -104,12 +104,18 @@ pub(crate) fn library_imports(tokens: &[Token]) -> BTreeSet<String> {
     paths(&[], tokens).into_iter().filter_map(target).collect()
 }
 
+/// What excludes code from the server: it is for tests, or for tests and fuzz targets.
+const TESTS_ONLY: [&[&str]; 2] = [
+    &["#", "[", "cfg", "(", "test", ")", "]"],
+    &["#", "[", "cfg", "(", "any", "(", "test", ",", "feature", "=", "\"fuzzing\"", ")", ")", "]"],
+];
+
 /// Removes the items that are compiled for tests only. Also returns the names of those that are module files.
 pub(crate) fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
     let (mut kept, mut test_files) = (Vec::new(), Vec::new());
     let mut rest = tokens;
     while let Some((first, after)) = rest.split_first() {
-        if starts_with(rest, &["#", "[", "cfg", "(", "test", ")", "]"]) {
+        if TESTS_ONLY.iter().any(|attribute| starts_with(rest, attribute)) {
             let item = &rest[..item_len(rest)];
             if let Some(at) = item.iter().position(|token| token.is("mod")).filter(|at| item.len() == at + 3) {
                 test_files.push(item[at + 1].text.clone());

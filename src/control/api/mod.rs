@@ -5,6 +5,8 @@ mod all;
 mod body;
 mod certificates;
 mod credentials;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) mod fuzzing;
 mod health;
 mod log_level;
 mod log_limit;

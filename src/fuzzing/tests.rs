@@ -1,0 +1,4 @@
+//! Runs each target over its corpus.
+
+#[test]
+fn nothing() {}
