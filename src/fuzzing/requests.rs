@@ -255,7 +255,7 @@ fn sign(
         6 => Some(nonces.mint(world.unix, address("192.0.2.99:1")).to_string()),
         _ => None,
     };
-    let mut buffer = vec![0; 70_000];
+    let mut buffer = [0; 4_096];
     let mut writer = MessageWriter::new(&mut buffer, Class::Request, method, transaction);
     for (kind, value) in attributes {
         writer.push(&RawAttribute { kind: AttributeType::new(*kind), value });

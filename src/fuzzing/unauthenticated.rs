@@ -1,7 +1,7 @@
 //! The core under clients without credentials, and under peers: nothing creates state.
 
 use super::input::Input;
-use super::requests::{CLIENTS, blueprint, peer, tuple};
+use super::requests::{self, CLIENTS, blueprint, peer};
 use super::world::World;
 use crate::ip_fields::IpFields;
 use crate::turn::{Frame, IcmpError, SocketId};
@@ -19,12 +19,21 @@ pub fn core_unauthenticated(data: &[u8]) {
     while !input.is_empty() {
         let operation = input.byte();
         let client = usize::from(operation >> 3) % CLIENTS;
-        let mut tuple = tuple(client);
+        let mut tuple = requests::tuple(client);
         match operation % 8 {
-            0..=2 => {
+            0 | 1 => {
                 let length = usize::from(input.u16());
                 let packet = input.take(length);
                 world.client_packet(0, &tuple, packet, None, None);
+            }
+            // A client with a nonce, and without a valid password: its request is changed after it was signed.
+            2 => {
+                let mut signed = requests::read(&world, &mut input);
+                if let Some(byte) = signed.bytes.get_mut(8) {
+                    *byte ^= 1;
+                }
+                let tuple = requests::tuple(signed.client);
+                world.client_packet(0, &tuple, &signed.bytes, None, None);
             }
             3 => {
                 let (length, segment) = (usize::from(input.u16()), input.byte());

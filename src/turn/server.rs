@@ -23,7 +23,7 @@ use crate::auth::IdentityCache;
 use crate::stun::attribute::AddressFamily;
 
 /// The number of allocations that every table has room for.
-const SMALLEST_TABLE: usize = 1024;
+const SMALLEST_TABLE: usize = if cfg!(feature = "fuzzing") { 8 } else { 1024 };
 
 /// A port that this worker holds: the address to which the socket is bound, and the relay address with the port.
 type HeldPort = (SocketAddr, Arc<RelayAddress>);
