@@ -52,13 +52,13 @@ use signals::Signals;
 
 pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
+#[cfg(any(test, feature = "fuzzing"))]
+pub use api::fuzzing::http;
 pub use listeners::ListenError;
 pub use reload::Source;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
 pub use tls::{TlsError, check as check_tls};
 pub use urls::client_urls;
-#[cfg(any(test, feature = "fuzzing"))]
-pub use api::fuzzing::http;
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
 

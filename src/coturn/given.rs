@@ -46,7 +46,7 @@ impl Given {
     /// An unknown name, which may be a misspelled option or no name at all.
     pub(super) fn unknown(place: String, name: &str, has_value: bool) -> Self {
         // Without digits and capital letters, it is hardly a secret that was meant for another line.
-        let is_name = has_value && name.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
+        let is_name = has_value && !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase() || "-_".contains(c));
         let similar = options::similar(name);
         // What follows a name without a separator may be a secret.
         let is_plain = name.chars().all(|c| c.is_ascii_alphabetic() || "-_".contains(c));

@@ -430,6 +430,14 @@ fn a_secret_after_a_wrong_separator_is_not_shown() {
 }
 
 #[test]
+fn a_line_without_a_name_is_reported() {
+    for text in ["=1\n", " \t= abc\n"] {
+        let report = import_file(text).to_string();
+        assert!(report.contains("line 1: …: coturn has no such option"), "{report}");
+    }
+}
+
+#[test]
 fn options_of_older_versions_are_known() {
     let text = "dh2066\nno-sslv2\nno-sslv3\nsha256\nst-cred-mech\nsecret-ts-exp-time=600\n";
     assert_eq!(verdicts(text), [Dropped, Default, Default, Dropped, Dropped, Dropped]);

@@ -19,7 +19,8 @@ use crate::stun::{Attribute as _, AttributeType, Class, ErrorCode, Message, Mess
 /// What a request may cost at most: it is sent once, and again for each of four challenges, each with seven repetitions.
 const MOST_SENT: usize = 5 * 7;
 
-const NONCES: [&str; 4] = ["a nonce", "obMatJos2gAABAAAAAAAAAAA", "obMatJos2wAABAAAAAAAAAAA", "obMatJos2AAABAAAAAAAAAAA"];
+const NONCES: [&str; 4] =
+    ["a nonce", "obMatJos2gAABAAAAAAAAAAA", "obMatJos2wAABAAAAAAAAAAA", "obMatJos2AAABAAAAAAAAAAA"];
 const REALMS: [&str; 2] = ["example.org", "example.net"];
 
 /// Lets a client make requests, and passes messages to it.

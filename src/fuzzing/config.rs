@@ -63,7 +63,9 @@ fn names_files(text: &str) -> bool {
     let (document, _) = DeTable::parse_recoverable(text);
     FILES.iter().any(|(table, key)| {
         let value = document.get_ref().get(*table).and_then(|table| table.get_ref().get(*key));
-        value.and_then(|value| value.get_ref().as_str()).is_some_and(|path| path.starts_with(['/', '$']) || path.contains(".."))
+        value
+            .and_then(|value| value.get_ref().as_str())
+            .is_some_and(|path| path.starts_with(['/', '$']) || path.contains(".."))
     })
 }
 

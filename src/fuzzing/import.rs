@@ -22,7 +22,8 @@ pub fn import(data: &[u8]) {
     let machine = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
     let import = coturn::import(&sources, &machine);
 
-    let counts = [Verdict::Cannot, Verdict::Taken, Verdict::Default, Verdict::Dropped].map(|verdict| import.count(verdict));
+    let counts =
+        [Verdict::Cannot, Verdict::Taken, Verdict::Default, Verdict::Dropped].map(|verdict| import.count(verdict));
     assert_eq!(counts.iter().sum::<usize>(), import.entries.len());
     for entry in &import.entries {
         for text in [&entry.place, &entry.shown, &entry.text] {
@@ -34,9 +35,10 @@ pub fn import(data: &[u8]) {
     // What it writes is TOML with known keys, whatever the values are.
     let parsed: Result<toml::Table, _> = toml::from_str(&import.toml);
     let parsed = parsed.unwrap_or_else(|error| panic!("{error}\n{}", *import.toml));
-    let has_secrets = parsed.get("auth").and_then(|auth| auth.as_table()).is_some_and(|auth| {
-        auth.contains_key("secrets") || auth.contains_key("users")
-    });
+    let has_secrets = parsed
+        .get("auth")
+        .and_then(|auth| auth.as_table())
+        .is_some_and(|auth| auth.contains_key("secrets") || auth.contains_key("users"));
     assert_eq!(import.has_secrets, has_secrets);
     super::config::check_import(&import.toml);
 }

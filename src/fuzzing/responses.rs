@@ -22,7 +22,8 @@ pub(super) fn check<'b>(tuple: &FiveTuple, request: &[u8], buffer: &'b [u8], dec
     assert_padding_is_zero(written);
     // RFC 8489 §6.1: 576 bytes with the IPv4 and UDP headers.
     assert!(written.len() <= 576 - HEADERS && written.len() < RESPONSE_BUFFER);
-    let code = message.get::<ErrorCodeAttribute<'_>>().expect("ERROR-CODE is well-formed").map(|error| error.code.code());
+    let code =
+        message.get::<ErrorCodeAttribute<'_>>().expect("ERROR-CODE is well-formed").map(|error| error.code.code());
     match decision.outcome {
         Outcome::Answered(method) => {
             assert_eq!((message.class(), method.into(), code), (Class::Success, request.method(), None));
@@ -35,11 +36,15 @@ pub(super) fn check<'b>(tuple: &FiveTuple, request: &[u8], buffer: &'b [u8], dec
         }
         other => panic!("a response is not {other}"),
     }
-    let is_signed = message.contains(AttributeType::MESSAGE_INTEGRITY)
-        || message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
+    let is_signed =
+        message.contains(AttributeType::MESSAGE_INTEGRITY) || message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256);
     let is_challenge = matches!(code, Some(401 | 438));
     if is_challenge {
-        assert!(!is_signed && message.get::<Realm<'_>>().unwrap().is_some() && message.get::<Nonce<'_>>().unwrap().is_some());
+        assert!(
+            !is_signed
+                && message.get::<Realm<'_>>().unwrap().is_some()
+                && message.get::<Nonce<'_>>().unwrap().is_some()
+        );
     }
     let is_binding = decision.outcome == Outcome::Answered(RequestMethod::Binding);
     assert!(is_signed || is_challenge || is_binding || message.class() == Class::Error);

@@ -104,7 +104,10 @@ pub fn stun(data: &[u8]) {
     };
     let sealed = Message::parse(&sealed).unwrap();
     assert_eq!(sealed.fingerprint(), FingerprintStatus::Valid);
-    assert_eq!((sealed.verify_integrity(KEY), sealed.verify_integrity(b"no")), (IntegrityStatus::Valid, IntegrityStatus::Wrong));
+    assert_eq!(
+        (sealed.verify_integrity(KEY), sealed.verify_integrity(b"no")),
+        (IntegrityStatus::Valid, IntegrityStatus::Wrong)
+    );
     assert_eq!(sealed.verify_integrity_sha256(KEY), IntegrityStatus::Valid);
     assert_eq!(sealed.verify_integrity_sha256(b"no"), IntegrityStatus::Wrong);
 }

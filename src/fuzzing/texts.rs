@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::input::Input;
-use crate::auth::{KeyHash, NonceMint, SecurityFeatures, Secret, TestLink, time_limited};
+use crate::auth::{KeyHash, NonceMint, Secret, SecurityFeatures, TestLink, time_limited};
 use crate::config::{format_duration, is_key_name, parse_duration};
 use crate::privacy::{ClientAddresses, Privacy, Usernames};
 use crate::turn::AllocationId;

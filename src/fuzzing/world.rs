@@ -152,7 +152,10 @@ impl World {
             && self.all_tables.live_count() == 0
             && self.all_tables.reservation_count() == 0
             && self.workers.iter().all(|worker| {
-                worker.open.is_empty() && worker.opening.is_empty() && worker.rights.is_empty() && worker.routes.is_empty()
+                worker.open.is_empty()
+                    && worker.opening.is_empty()
+                    && worker.rights.is_empty()
+                    && worker.routes.is_empty()
             })
     }
 
@@ -466,7 +469,8 @@ impl World {
     /// Hands all allocations over to another process with the same configuration, and ends this one.
     pub(super) fn hand_over(&mut self) {
         let epoch = self.epoch();
-        let mut successor = Self { ms: self.ms, unix: self.unix, ..Self::new(self.clone_blueprint(), self.workers.len()) };
+        let mut successor =
+            Self { ms: self.ms, unix: self.unix, ..Self::new(self.clone_blueprint(), self.workers.len()) };
         for (old, new) in self.workers.iter().zip(&mut successor.workers) {
             for record in old.server.export(epoch) {
                 let live = record.relays.iter().any(|relay| relay.expires > epoch.unix);
@@ -569,7 +573,10 @@ impl World {
                     assert_eq!(routes.len() + 1, before, "the removed route was announced");
                 }
                 Action::Log(Event::AllocationCreated { id, .. }) => {
-                    assert!(!ended.contains(&id) && rights.insert(id, Rights::default()).is_none(), "IDs are not reused");
+                    assert!(
+                        !ended.contains(&id) && rights.insert(id, Rights::default()).is_none(),
+                        "IDs are not reused"
+                    );
                 }
                 Action::Log(Event::AllocationEnded(summary)) => {
                     assert!(rights.remove(&summary.id).is_some(), "an allocation ends once");
@@ -601,7 +608,10 @@ impl World {
             let rights = rights.get(&id).expect("an open allocation was created");
             for (address, deadline) in allocation.live_permissions(now) {
                 let left = rights.permissions.get(&address).map_or(0, |until| until.saturating_sub(self.ms));
-                assert!(deadline.left(now) <= Duration::from_millis(left), "a permission was requested and lasts 300 s");
+                assert!(
+                    deadline.left(now) <= Duration::from_millis(left),
+                    "a permission was requested and lasts 300 s"
+                );
             }
             for channel in allocation.live_channels(now) {
                 let left = rights.channels.get(&channel.peer).map_or(0, |until| until.saturating_sub(self.ms));
@@ -615,7 +625,8 @@ impl World {
     /// Checks what the workers share.
     fn check_shared(&self) {
         let all = &self.all_tables;
-        let (mut counted, mut held, mut live) = (all.reservation_count(), all.reservation_count(), 0);
+        let reserved = all.reservation_count();
+        let (mut counted, mut held, mut live) = (reserved, reserved, 0);
         for worker in &self.workers {
             let reserves = |allocation: &Allocation| match &allocation.state {
                 State::Opening(opening) => usize::from(opening.reserve.is_some()),
