@@ -2,6 +2,8 @@
 //!
 //! After each step, what the core says has to agree with what the shell knows.
 
+mod checks;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -10,12 +12,13 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use self::checks::{assert_message, verifies};
 use super::responses::{self, UNTOUCHED};
 use super::stun::assert_padding_is_zero;
 use crate::auth::{LongTermKey, TestLink};
 use crate::ip_fields::IpFields;
 use crate::stun::attribute::{ChannelNumber, Data, ReservationToken, XorPeerAddress};
-use crate::stun::{Class, IntegrityStatus, Message, Method};
+use crate::stun::{Class, Message, Method};
 use crate::test_world::Blueprint;
 use crate::turn::*;
 
@@ -52,16 +55,6 @@ pub(super) struct Worker {
     /// The allocations that were created and have not ended, with the rights of their clients.
     rights: HashMap<AllocationId, Rights>,
     ended: HashSet<AllocationId>,
-}
-
-/// The state that a packet without valid credentials must not increase.
-#[derive(Debug, PartialEq, Eq)]
-struct Footprint {
-    allocations: usize,
-    counted: u32,
-    ports: usize,
-    permissions: u64,
-    channels: u64,
 }
 
 pub(super) struct World {
@@ -133,32 +126,6 @@ impl World {
         open.map(|bind| self.snapshot().relays.advertised(*bind)).collect()
     }
 
-    fn footprint(&self) -> Footprint {
-        let gauges = self.workers.iter().map(|worker| worker.server.gauges());
-        let (permissions, channels) =
-            gauges.fold((0, 0), |(one, other), gauges| (one + gauges.permissions, other + gauges.channels));
-        Footprint {
-            allocations: self.workers.iter().map(|worker| worker.server.allocation_count()).sum(),
-            counted: self.ledger.quota.allocations(),
-            ports: self.all_tables.taken_count(),
-            permissions,
-            channels,
-        }
-    }
-
-    /// Whether nothing is left of any client.
-    pub(super) fn is_empty(&self) -> bool {
-        self.footprint() == Footprint { allocations: 0, counted: 0, ports: 0, permissions: 0, channels: 0 }
-            && self.all_tables.live_count() == 0
-            && self.all_tables.reservation_count() == 0
-            && self.workers.iter().all(|worker| {
-                worker.open.is_empty()
-                    && worker.opening.is_empty()
-                    && worker.rights.is_empty()
-                    && worker.routes.is_empty()
-            })
-    }
-
     /// Passes a packet of a client, or several merged ones, to a worker. `key` is that with which it is signed, if it is
     /// one of this server.
     pub(super) fn client_packet(
@@ -199,15 +166,7 @@ impl World {
                 FromClient::Drop(_) => {}
             }
             if !is_signed {
-                let after = self.footprint();
-                assert!(
-                    after.allocations <= before.allocations
-                        && after.counted <= before.counted
-                        && after.ports <= before.ports
-                        && after.permissions <= before.permissions
-                        && after.channels <= before.channels,
-                    "a packet without credentials creates no state: {before:?}, {after:?}"
-                );
+                before.assert_no_growth(&self.footprint());
             }
             self.carry_out(at);
         }
@@ -230,21 +189,6 @@ impl World {
         let peer = worker.server.snapshot().relays.advertised(route.peer);
         self.assert_permitted(at, id, peer);
         self.charge(at, route.socket, Direction::ToPeers, payload.len());
-    }
-
-    /// Asserts that a client and a peer may exchange data.
-    fn assert_permitted(&self, at: usize, id: AllocationId, peer: SocketAddr) {
-        let Worker { server, rights, .. } = &self.workers[at];
-        let rights = rights.get(&id).expect("the allocation was created");
-        let lasts = |until: Option<&u64>| until.is_some_and(|until| *until > self.ms);
-        assert!(
-            lasts(rights.permissions.get(&peer.ip())) || lasts(rights.channels.get(&peer)),
-            "{peer} has a permission or a channel"
-        );
-        let identity = &server.table.get(id).expect("the allocation exists").identity;
-        if !server.review.is_pending() {
-            assert!(server.snapshot().peer_allowed(identity, peer).is_ok(), "the policy allows {peer}");
-        }
     }
 
     fn charge(&mut self, at: usize, socket: SocketId, direction: Direction, bytes: usize) {
@@ -533,13 +477,6 @@ impl World {
         self.assert_free();
     }
 
-    fn assert_free(&self) {
-        assert!(self.is_empty(), "everything is free: {:?}", self.footprint());
-        for worker in &self.workers {
-            assert_eq!(worker.server.gauges(), Gauges::default());
-        }
-    }
-
     /// Completes all socket operations.
     fn settle(&mut self) {
         for at in 0..self.workers.len() {
@@ -587,84 +524,4 @@ impl World {
         }
         self.check(at);
     }
-
-    fn check(&self, at: usize) {
-        let (now, Worker { server, opening, open, routes, rights, .. }) = (self.now(), &self.workers[at]);
-        server.check_invariants(opening.len());
-        assert_eq!(server.route_count(), routes.len());
-        let mut in_table = 0;
-        let mut created = 0;
-        for (id, allocation) in server.table.iter_from(0) {
-            for (index, relay) in allocation.relays.indexed() {
-                if relay.socket == SocketState::Open {
-                    in_table += 1;
-                    assert_eq!(open.get(&id.socket(index)), Some(&relay.bind()), "an open socket is known");
-                }
-            }
-            if !matches!(allocation.state, State::Open) {
-                continue;
-            }
-            created += 1;
-            let rights = rights.get(&id).expect("an open allocation was created");
-            for (address, deadline) in allocation.live_permissions(now) {
-                let left = rights.permissions.get(&address).map_or(0, |until| until.saturating_sub(self.ms));
-                assert!(
-                    deadline.left(now) <= Duration::from_millis(left),
-                    "a permission was requested and lasts 300 s"
-                );
-            }
-            for channel in allocation.live_channels(now) {
-                let left = rights.channels.get(&channel.peer).map_or(0, |until| until.saturating_sub(self.ms));
-                assert!(channel.deadline.left(now) <= Duration::from_millis(left), "a channel lasts 600 s");
-            }
-        }
-        assert_eq!((in_table, created), (open.len(), rights.len()), "each open socket has an allocation");
-        self.check_shared();
-    }
-
-    /// Checks what the workers share.
-    fn check_shared(&self) {
-        let all = &self.all_tables;
-        let reserved = all.reservation_count();
-        let (mut counted, mut held, mut live) = (reserved, reserved, 0);
-        for worker in &self.workers {
-            let reserves = |allocation: &Allocation| match &allocation.state {
-                State::Opening(opening) => usize::from(opening.reserve.is_some()),
-                State::Open => 0,
-            };
-            counted += worker.server.allocation_count() + worker.server.table.iter().map(reserves).sum::<usize>();
-            held += worker.server.held_ports();
-            live += worker.open.len();
-        }
-        assert_eq!(self.ledger.quota.allocations() as usize, counted, "the quota counts allocations and reservations");
-        assert_eq!(all.taken_count(), held, "each taken port is held");
-        assert_eq!(all.live_count(), live, "each open socket is live");
-    }
-}
-
-/// Whether a request is signed with a key.
-fn verifies(packet: &[u8], key: &LongTermKey) -> bool {
-    Message::parse(packet).is_ok_and(|message| {
-        message.verify_integrity(key.as_bytes()) == IntegrityStatus::Valid
-            || message.verify_integrity_sha256(key.as_bytes()) == IntegrityStatus::Valid
-    })
-}
-
-/// Asserts that a message to a client has this data of a peer, and nothing else.
-fn assert_message(message: &[u8], peer: SocketAddr, data: &[u8], is_framed: bool) {
-    if message[0] >= 4 {
-        let Frame::Complete { message: end, length } = next_frame(message, ChannelNumbers::Rfc5766) else {
-            // Without padding, the message is not a frame of a stream.
-            assert!(!is_framed && message.len() == 4 + data.len());
-            return assert_eq!(&message[4..], data);
-        };
-        assert_eq!((&message[4..end], length), (data, message.len()));
-        return;
-    }
-    let indication = Message::parse(message).expect("a Data indication is a message");
-    assert_eq!((indication.class(), indication.method()), (Class::Indication, Method::DATA));
-    assert_eq!(indication.get(), Ok(Some(XorPeerAddress(peer))));
-    assert_eq!(indication.get(), Ok(Some(Data(data))));
-    assert_eq!(indication.attributes().count(), 2);
-    assert_padding_is_zero(message);
 }

@@ -104,10 +104,11 @@ pub(crate) fn library_imports(tokens: &[Token]) -> BTreeSet<String> {
     paths(&[], tokens).into_iter().filter_map(target).collect()
 }
 
-/// What excludes code from the server: it is for tests, or for tests and fuzz targets.
+/// What excludes code from the server: it is for tests, or for tests and the feature `fuzzing`. Tokens have no literals, and
+/// no other feature is named together with `test`.
 const TESTS_ONLY: [&[&str]; 2] = [
     &["#", "[", "cfg", "(", "test", ")", "]"],
-    &["#", "[", "cfg", "(", "any", "(", "test", ",", "feature", "=", "\"fuzzing\"", ")", ")", "]"],
+    &["#", "[", "cfg", "(", "any", "(", "test", ",", "feature", "=", ")", ")", "]"],
 ];
 
 /// Removes the items that are compiled for tests only. Also returns the names of those that are module files.
@@ -234,6 +235,8 @@ mod tests {
         let kept: Vec<&str> = kept.iter().map(|token| token.text.as_str()).collect();
         assert_eq!(kept, ["use", "a", ";", "#", "[", "cfg", "(", "unix", ")", "]", "mod", "sys", ";"]);
         assert_eq!(files, ["tests"]);
+        let (kept, files) = without_tests(&tokens("#[cfg(any(test, feature = \"fuzzing\"))] pub mod fuzzing; use a;"));
+        assert_eq!((kept.len(), files), (3, vec!["fuzzing".to_owned()]));
         let (kept, _) = without_tests(&tokens("struct S { a: A, #[cfg(test)] b: B<C>, #[cfg(test)] d: D } fn f() {}"));
         assert_eq!(kept.len(), 14, "{kept:?}");
     }
