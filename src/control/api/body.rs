@@ -5,6 +5,7 @@ use hyper::body::Bytes;
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
+use crate::printable::Escaped;
 
 /// The fields that have not been read yet. [`finish`](Self::finish) refuses those that are left.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ impl Fields {
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.keys().next() {
             None => Ok(()),
-            Some(name) => Err(Refusal::bad_request(format!("{name} is not a field here"))),
+            Some(name) => Err(Refusal::bad_request(format!("{} is not a field here", Escaped(name)))),
         }
     }
 }

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 
 use super::refusal::Refusal;
 use crate::config::{network, quoted};
+use crate::printable::Escaped;
 
 /// The parameters that have not been read yet. [`finish`](Self::finish) refuses those that are left, so that a misspelt
 /// filter does not select everything.
@@ -26,8 +27,9 @@ impl Query {
     }
 
     pub(super) fn value<T: FromStr<Err: Display>>(&mut self, name: &str) -> Result<Option<T>, Refusal> {
-        let parse =
-            |text: String| text.parse().map_err(|error| Refusal::bad_request(format!("{name}={text}: {error}")));
+        let parse = |text: String| {
+            text.parse().map_err(|error| Refusal::bad_request(format!("{name}={}: {error}", Escaped(&text))))
+        };
         self.text(name).map(parse).transpose()
     }
 
@@ -43,7 +45,10 @@ impl Query {
     pub(super) fn finish(self) -> Result<(), Refusal> {
         match self.0.first() {
             None => Ok(()),
-            Some((name, _)) => Err(Refusal::bad_request(format!("{name} is not a parameter here, or it is repeated"))),
+            Some((name, _)) => {
+                let name = Escaped(name);
+                Err(Refusal::bad_request(format!("{name} is not a parameter here, or it is repeated")))
+            }
         }
     }
 }
@@ -83,6 +88,10 @@ mod tests {
         ] {
             assert_eq!(query(&format!("client={prefix}")).network("client").unwrap_err().message, message);
         }
+        let error = query("%1b[2J=1").finish().unwrap_err().message;
+        assert_eq!(error, "\\u{1b}[2J is not a parameter here, or it is repeated");
+        let error = query("limit=%0a%1b").value::<usize>("limit").unwrap_err().message;
+        assert!(!error.contains(char::is_control), "{error:?}");
         let mut repeated = query("user=a&user=b");
         assert!(repeated.text("user").is_some());
         assert!(repeated.finish().unwrap_err().message.starts_with("user is not a parameter"));
