@@ -12,7 +12,7 @@ use std::time::Duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use self::checks::{assert_message, verifies};
+use self::checks::{assert_message, signed_peers, verifies};
 use super::responses::{self, UNTOUCHED};
 use super::stun::assert_padding_is_zero;
 use crate::auth::{LongTermKey, TestLink};
@@ -148,7 +148,7 @@ impl World {
             let server = &mut self.workers[at].server;
             let Some(decision) = server.client_packet(&mut cx, tuple, buffer, &mut burst, &mut response) else { break };
             decisions += 1;
-            let is_signed = key.is_some_and(|key| verifies(packet, key));
+            let is_signed = key.is_some_and(|key| verifies(packet, key)) && self.has_fresh_nonce(at, tuple, packet);
             match decision {
                 FromClient::Relay(route) => self.relay_to_peer(at, tuple, buffer, packet, &route),
                 FromClient::Respond(decision) => {
@@ -212,7 +212,7 @@ impl World {
         let now = Instant::from_elapsed(Duration::from_millis(self.ms));
         let allocation = server.table.get(id).expect("the allocation exists");
         let Some(rights) = rights.get_mut(&id) else { return };
-        let peers = request.all::<XorPeerAddress>().map(|peer| peer.expect("the peer was read").0);
+        let peers = signed_peers(&request);
         match request.method() {
             Method::CREATE_PERMISSION => {
                 for peer in peers {

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::{Worker, World};
 use crate::auth::LongTermKey;
-use crate::fuzzing::stun::assert_padding_is_zero;
-use crate::stun::attribute::{Data, XorPeerAddress};
-use crate::stun::{Class, IntegrityStatus, Message, Method};
+use crate::fuzzing::stun::{assert_padding_is_zero, attributes};
+use crate::stun::attribute::{Data, Nonce, XorPeerAddress};
+use crate::stun::{Attribute as _, AttributeType, Class, IntegrityStatus, Message, Method};
 use crate::turn::*;
 
 /// The state that a packet without valid credentials must not increase.
@@ -46,6 +46,13 @@ impl World {
             permissions,
             channels,
         }
+    }
+
+    /// Whether a request has a nonce that this server made for its client, and that has not expired.
+    pub(super) fn has_fresh_nonce(&self, at: usize, tuple: &FiveTuple, packet: &[u8]) -> bool {
+        let nonces = &self.workers[at].server.snapshot().nonces;
+        let nonce = Message::parse(packet).ok().and_then(|message| message.get::<Nonce<'_>>().ok().flatten());
+        nonce.is_some_and(|Nonce(nonce)| nonces.check(nonce, self.unix, tuple.client).is_ok())
     }
 
     /// Whether nothing is left of any client.
@@ -135,6 +142,14 @@ impl World {
         assert_eq!(all.taken_count(), held, "each taken port is held");
         assert_eq!(all.live_count(), live, "each open socket is live");
     }
+}
+
+/// Returns the peers that a request names before its integrity, without the reader of messages.
+pub(super) fn signed_peers(request: &Message<'_>) -> Vec<SocketAddr> {
+    const INTEGRITY: [AttributeType; 2] = [AttributeType::MESSAGE_INTEGRITY, AttributeType::MESSAGE_INTEGRITY_SHA256];
+    let signed = attributes(request.as_bytes()).take_while(|(kind, ..)| !INTEGRITY.contains(kind));
+    let peers = signed.filter(|(kind, ..)| *kind == XorPeerAddress::TYPE);
+    peers.map(|(_, value, _)| XorPeerAddress::decode(value, request.transaction_id()).expect("it was read").0).collect()
 }
 
 /// Whether a request is signed with a key.
