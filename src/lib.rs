@@ -41,6 +41,9 @@ extern crate self as turnserver;
 #[path = "../tests/support/certificates.rs"]
 #[allow(dead_code, reason = "the integration tests use the rest")]
 mod test_certificates;
+#[cfg(test)]
+#[path = "../tests/support/memory_table.rs"]
+mod test_memory_table;
 #[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/support/world.rs"]
 #[allow(clippy::expect_used, clippy::unwrap_used, reason = "for tests and fuzz targets")]

@@ -29,12 +29,15 @@ use turnserver::stun::attribute::{
 };
 use turnserver::stun::{Class, EncodeAttribute, MessageWriter, Method, TransactionId};
 use turnserver::turn::{
-    Context, Direction, DropReason, FiveTuple, FromClient, HEADROOM, IcmpError, Instant, Opened, Outcome,
-    RESPONSE_BUFFER, Rate, RejectionCode, Server, SocketId, TAILROOM, Transport,
+    Context, Direction, DropReason, FiveTuple, FromClient, HEADROOM, IcmpError, Instant, Ledger, Opened, Outcome,
+    RESPONSE_BUFFER, Rate, RejectionCode, RelayAddress, Server, SocketId, TAILROOM, Transport,
 };
 
+use crate::memory_table::documented;
 use crate::test_world::Blueprint;
 
+#[path = "support/memory_table.rs"]
+mod memory_table;
 #[path = "support/world.rs"]
 mod test_world;
 
@@ -136,6 +139,11 @@ impl World {
 
     /// Like [`new`](Self::new), with a rate limit for the allocation and for its user.
     fn limited(bytes: Option<Rate>) -> (Self, SocketId) {
+        Self::limited_to(bytes, 8)
+    }
+
+    /// Like [`limited`](Self::limited), with this many permissions and channels.
+    fn limited_to(bytes: Option<Rate>, peers: u32) -> (Self, SocketId) {
         let mut blueprint = Blueprint::new(REALM, ("10.0.0.5", "203.0.113.9"), PORTS);
         for number in 0..CLIENTS {
             blueprint = blueprint.user(&format!("user-{number}"), PASSWORD);
@@ -143,6 +151,8 @@ impl World {
         blueprint.policy.allow.push("198.51.100.0/24".parse().unwrap());
         blueprint.limits.byte_rate = bytes;
         blueprint.limits.user_rates.bytes = bytes;
+        blueprint.limits.permissions_per_allocation = peers.try_into().unwrap();
+        blueprint.limits.channels_per_allocation = peers.try_into().unwrap();
         let (server, snapshot, _) = blueprint.server();
         let (client, address) = (address("192.0.2.1:5000"), address("192.0.2.200:3478"));
         let nonce = snapshot.nonces.mint(UNIX, client).to_string();
@@ -327,6 +337,48 @@ fn an_idle_allocation_needs_little_memory() {
         let each = (LIVE.get() - before) / CLIENTS;
         assert!(each <= most, "{each} bytes with {users} users");
     }
+}
+
+/// Compares what was measured with a figure of docs/threat-model.md.
+fn assert_documented(topic: &str, bytes: usize) {
+    let most = documented(topic);
+    println!("{topic}: {bytes} bytes");
+    assert!(bytes <= most && most < bytes + bytes / 4, "{topic}: {bytes} bytes, and {most} are documented");
+}
+
+// tests/memory.rs measures it in the process, with the system's own costs.
+#[test]
+fn an_allocation_with_all_its_permissions_and_channels_needs_what_is_documented() {
+    const PEERS: u8 = 255;
+    let (mut world, _) = World::limited_to(None, u32::from(PEERS) + 1);
+    let before = LIVE.get();
+    for number in 0..CLIENTS / 10 {
+        world.become_client(number, &format!("user-{number}"));
+        world.allocate();
+        for peer in 0..=PEERS {
+            let (channel, peer) = (0x4100 + u16::from(peer), SocketAddr::from(([198, 51, 100, peer], 9)));
+            // One more than there may be: `allocate` has bound a channel.
+            world.request(Method::CHANNEL_BIND, &[&ChannelNumber(channel), &XorPeerAddress(peer)]);
+        }
+    }
+    while world.server.next_action().is_some() {}
+    assert_documented("The heap of such an allocation", (LIVE.get() - before) / (CLIENTS / 10));
+}
+
+#[test]
+fn the_tables_that_workers_share_need_what_is_documented() {
+    let before = LIVE.get();
+    let sources = turnserver::turn::Sources::default();
+    let of_sources = LIVE.get() - before;
+    assert_documented("The table of sources", of_sources);
+    let before = LIVE.get();
+    let ledger = Ledger::new(16_384, 10_000, [[7; 32]; 2]);
+    assert_documented("The tables of users and of connections", LIVE.get() - before - of_sources);
+    let before = LIVE.get();
+    let ip = address("192.0.2.1:1").ip();
+    let relay = RelayAddress::new(ip, ip, &(49_152..=65_535));
+    assert_documented("The ports and reservations of a relay address", LIVE.get() - before);
+    drop((sources, ledger, relay));
 }
 
 #[test]

@@ -26,6 +26,13 @@ use crate::turn::FiveTuple;
 const REALM: &str = "test";
 const UNIX: u64 = 1_700_000_000;
 
+#[test]
+fn the_buffers_of_a_worker_have_the_size_that_is_documented() {
+    let documented = crate::test_memory_table::documented("The buffers of a worker for datagrams and reads");
+    let bytes = address_space() - STACK;
+    assert!(bytes <= documented && documented < bytes + bytes / 50, "{bytes}");
+}
+
 /// Returns a worker with one static user and these relay ports, its configuration, and the address of its listener.
 fn worker(ports: std::ops::RangeInclusive<u16>) -> (Rc<RefCell<Worker>>, Arc<turn::Snapshot>, SocketAddr) {
     let (worker, _, plan) = worker_with_mailbox(ports);

@@ -39,6 +39,10 @@ const LARGEST_SPARE: usize = 256 * 1024;
 /// The largest buffer, in bytes, that may be nearly empty after messages were dropped.
 const LARGEST_SPARSE: usize = 16 * 1024;
 
+/// The number of results whose memory an idle connection keeps. If messages of two relay sockets alternate, each message
+/// has a result of its own.
+const MOST_KEPT_RESULTS: usize = 8;
+
 /// What the queues of a worker share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
@@ -191,6 +195,13 @@ impl Outbound {
     /// Returns the results for messages that were written or dropped since the last call.
     pub(super) fn settled(&mut self) -> std::vec::Drain<'_, SendResult> {
         self.settled.drain(..)
+    }
+
+    /// Frees the memory of results that were returned, if there were many of them.
+    pub(super) fn forget_settled(&mut self) {
+        if self.settled.is_empty() && self.settled.capacity() > MOST_KEPT_RESULTS {
+            self.settled = Vec::new();
+        }
     }
 
     /// Returns what to write next.

@@ -21,7 +21,8 @@ use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Ins
 use crate::worker::event_log::Host;
 use crate::worker::{LARGEST_READ, Now, Worker};
 
-/// The longest request of a client that has had no allocation on the connection, in bytes.
+/// The longest request of a client that has had no allocation on the connection, in bytes. One read of its connection
+/// returns at most as many, so that it can make the server keep no more than two of them.
 const MAX_UNAUTHENTICATED_REQUEST: usize = 4 * 1024;
 
 /// The number of messages of a connection after which other tasks run.
@@ -68,13 +69,9 @@ impl Inbound {
 
     /// Replaces the kept bytes with these.
     fn keep(&mut self, bytes: &[u8]) {
-        // The buffer belongs to the worker. A connection keeps only bytes that are not served yet.
-        if bytes.is_empty() {
-            self.bytes = Vec::new();
-        } else {
-            self.bytes.clear();
-            self.bytes.extend_from_slice(bytes);
-        }
+        // The buffer belongs to the worker. A connection keeps only bytes that are not served yet, in as much memory: a
+        // client can let them wait for long.
+        self.bytes = bytes.to_vec();
     }
 }
 
@@ -218,7 +215,8 @@ impl Worker {
         let (mut end, mut full) = (kept, false);
         if !inbound.more {
             let room = self.stream.buffer.get_mut(kept..).unwrap_or_default();
-            let most = room.len().min(LARGEST_READ);
+            let largest = if inbound.authenticated { LARGEST_READ } else { MAX_UNAUTHENTICATED_REQUEST };
+            let most = room.len().min(largest);
             let mut read = ReadBuf::new(room.get_mut(..most).unwrap_or_default());
             match ready!(Pin::new(stream).poll_read(cx, &mut read)) {
                 Ok(()) if read.filled().is_empty() => return Poll::Ready(Err(CloseReason::ByClient)),

@@ -29,6 +29,15 @@ fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
+#[test]
+fn a_channel_takes_what_is_documented() {
+    // Tables may have twice as much room as they need, and a set has nodes of eleven elements.
+    let tables = size_of::<Option<Route>>() + size_of::<((FiveTuple, u16), u32)>() + 2 * size_of::<(Pair, Watched)>();
+    let bytes = 2 * tables + 2 * (11 * size_of::<Leg>() + 16);
+    let documented = crate::test_memory_table::documented("A channel while the XDP program is attached");
+    assert!(bytes <= documented && documented < 2 * bytes, "{bytes}");
+}
+
 /// Returns a worker's offload, or nothing if this process may not load the program.
 fn world(channels: u32, blueprint: &Blueprint) -> Option<World> {
     let sizes = Sizes { entries: channels, slots: 64 * (2 * channels).div_ceil(64) };

@@ -272,3 +272,17 @@ fn data_above_the_limit_of_a_client_is_refused() {
     assert!(outbound.push_data(at(300), socket(), 1, [b"x", b"", b""]));
     assert_eq!(counts(&mut outbound), (0, 1));
 }
+
+// Each message of an allocation with two relay sockets may have a result of its own.
+#[test]
+fn an_idle_connection_keeps_no_memory_for_the_results_of_many_messages() {
+    let mut outbound = outbound();
+    for number in 0..1_000 {
+        assert!(outbound.push_data(at(0), SocketId::for_tests(number % 2), 1, [b"x", &[], &[]]));
+    }
+    outbound.drop_old(at(301));
+    assert_eq!(outbound.settled.len(), 1_000);
+    assert_eq!(counts(&mut outbound), (0, 1_000));
+    outbound.forget_settled();
+    assert!(outbound.settled.capacity() <= MOST_KEPT_RESULTS);
+}

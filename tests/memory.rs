@@ -1,0 +1,534 @@
+//! What clients can make the real server keep: each test fills one of the bounds of docs/threat-model.md, "Memory", goes
+//! on beyond it, and compares the memory of the process with the document.
+
+#[cfg(test)]
+#[path = "http/client.rs"]
+mod client;
+#[cfg(test)]
+#[path = "support/memory_table.rs"]
+mod memory_table;
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod memory {
+    use std::fs::{self, File};
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+    use std::process::{Command, Stdio};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::thread;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use socket2::{Domain, Socket, Type};
+    use turnserver::clock::{Clock, unix_seconds};
+    use turnserver::stun::attribute::{ChannelNumber, XorPeerAddress};
+    use turnserver::stun::{Class, Method, TransactionId};
+
+    use crate::client::Http;
+    use crate::memory_table::documented;
+    use crate::support::certificates::Authority;
+    use crate::support::client::{Client, Login, Session, allocate, message};
+    use crate::support::{Controlled, LogLine, Process, REALM, Server, TIMEOUT, TempDir, config, tls, with_tls};
+
+    /// What the memory of a process changes by itself, in bytes: buffers that grow once, and pages that are partly used.
+    const NOISE: usize = 768 * 1024;
+
+    /// The limits that would end a test early.
+    const NO_LIMITS: &str = "allocations-per-user = 0\nconnections-per-source = 0\nunverified-responses = 0\n";
+    const PATIENT: &str = "[timeouts]\ntls-handshake = \"5m\"\nfirst-request = \"5m\"\nidle = \"5m\"\n";
+
+    /// Lets one test run at a time, with as many files as it may have.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        turnserver::net::limits::raise_open_files().unwrap();
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the configuration of one worker, with these limits.
+    fn one_worker(limits: &str, more: &str) -> String {
+        let more = format!("[limits]\n{NO_LIMITS}{limits}{PATIENT}{more}");
+        format!("workers = 1\n{}", config(&["127.0.0.1"], &more))
+    }
+
+    /// Measures a process.
+    struct Memory {
+        process: u32,
+        before: usize,
+    }
+
+    impl Memory {
+        /// Measures from now on.
+        fn of(process: u32) -> Self {
+            Self { process, before: anonymous(process) }
+        }
+
+        fn grown(&self) -> usize {
+            anonymous(self.process).saturating_sub(self.before)
+        }
+    }
+
+    /// Returns the resident memory of a process in bytes, without the pages of its program.
+    fn anonymous(process: u32) -> usize {
+        let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Compares `count` of something with the document: at the bound, after more was tried, and after all have gone.
+    fn judge(topic: &str, count: usize, [bound, beyond, after]: [usize; 3]) {
+        let most = documented(topic);
+        let each = bound / count;
+        println!("{topic}: {count} took {bound} bytes, {each} each; beyond the bound {beyond}, afterwards {after}");
+        assert!(bound <= count * most + NOISE, "{topic}: {each} bytes each, and {most} are documented");
+        assert!(2 * (bound + NOISE) > count * most, "{topic}: {each} bytes each, and {most} are documented");
+        assert!(beyond <= bound + NOISE, "{topic}: {bound} bytes at the bound, {beyond} beyond it");
+        assert!(after <= bound + NOISE, "{topic}: {bound} bytes at the bound, {after} after all have gone");
+    }
+
+    /// Waits until something is so.
+    fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+        let clock = Clock::start();
+        while !is_so() {
+            assert!(clock.elapsed() < TIMEOUT, "{what}: not within {TIMEOUT:?}");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The TCP sockets of a port, as the kernel lists them: the state, and the number of bytes that were not read.
+    fn sockets(port: u16) -> Vec<(String, usize)> {
+        let of_port = |line: &str| {
+            let mut words = line.split_whitespace();
+            let (local, state, queues) = (words.nth(1)?, words.nth(1)?, words.next()?);
+            let unread = usize::from_str_radix(queues.split_once(':')?.1, 16).ok()?;
+            local.ends_with(&format!(":{port:04X}")).then(|| (state.to_owned(), unread))
+        };
+        fs::read_to_string("/proc/net/tcp").unwrap().lines().skip(1).filter_map(of_port).collect()
+    }
+
+    /// Waits until the server has accepted all connections and read all that their clients have sent.
+    fn until_read(server: SocketAddr) {
+        until("everything is read", || sockets(server.port()).iter().all(|(_, unread)| *unread == 0));
+    }
+
+    /// Waits until the server has no connection.
+    fn until_closed(server: SocketAddr) {
+        const OPEN: [&str; 2] = ["01", "08"];
+        until("all are closed", || !sockets(server.port()).iter().any(|(state, _)| OPEN.contains(&state.as_str())));
+    }
+
+    /// Returns a name that makes the username nearly as long as it may be.
+    fn long_name(number: usize) -> String {
+        format!("{number:0>740}")
+    }
+
+    fn login(number: usize) -> Login {
+        Login::mint(&long_name(number), 600)
+    }
+
+    /// Binds channels to peers of their own, and thereby permits these. Returns the codes of the error responses.
+    fn bind(client: &Client, session: &Session, numbers: std::ops::Range<u16>) -> Vec<u16> {
+        let all: Vec<u16> = numbers.collect();
+        let mut errors = Vec::new();
+        for some in all.chunks(32) {
+            for number in some {
+                let [high, low] = number.to_be_bytes();
+                let peer = SocketAddr::from(([9, 9, high, low], 9));
+                client.send(&client.signed(session, Method::CHANNEL_BIND, &|writer| {
+                    writer.push(&ChannelNumber(*number));
+                    writer.push(&XorPeerAddress(peer));
+                }));
+            }
+            errors.extend(some.iter().filter_map(|_| client.receive().error()));
+        }
+        errors
+    }
+
+    #[test]
+    fn allocations_with_all_their_permissions_and_channels_take_what_is_documented() {
+        const COUNT: usize = 64;
+        const CHANNELS: std::ops::Range<u16> = 0x4000..0x4100;
+        let _alone = alone();
+        let server = Server::start(&one_worker(&format!("allocations = {COUNT}\n"), ""));
+        let allocate = |number| {
+            let client = Client::new(server.udp_address());
+            client.allocate(&login(number)).map(|(session, _)| (client, session))
+        };
+        let (first, session) = allocate(COUNT).unwrap();
+        assert_eq!(bind(&first, &session, CHANNELS), [0; 0]);
+        first.delete(&session);
+        let memory = Memory::of(server.id());
+        let clients: Vec<(Client, Session)> = (0..COUNT).map(|number| allocate(number).unwrap()).collect();
+        for (client, session) in &clients {
+            assert_eq!(bind(client, session, CHANNELS), [0; 0]);
+        }
+        let bound = memory.grown();
+        for (number, (client, session)) in clients.iter().enumerate() {
+            assert_eq!(bind(client, session, CHANNELS.end..CHANNELS.end + 32), [508; 32]);
+            assert_eq!(allocate(2 * COUNT + number).map(drop).unwrap_err(), 508);
+        }
+        let beyond = memory.grown();
+        clients.iter().for_each(|(client, session)| client.delete(session));
+        judge("An allocation with all its permissions and channels", COUNT, [bound, beyond, memory.grown()]);
+    }
+
+    /// The server and the authority of its certificate.
+    struct Encrypted {
+        server: Server,
+        authority: Authority,
+        _directory: TempDir,
+    }
+
+    fn encrypted(limits: &str) -> Encrypted {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let server = Server::start(&with_tls(&one_worker(limits, ""), &["127.0.0.1"], &files));
+        Encrypted { server, authority, _directory: directory }
+    }
+
+    impl Encrypted {
+        /// Connects over TCP or over TLS.
+        fn connect(&self, is_tls: bool) -> Client {
+            if is_tls {
+                Client::on_tls(tls::handshake(self.address(is_tls), &self.authority, &tls::ANY).unwrap())
+            } else {
+                Client::connect(self.address(is_tls))
+            }
+        }
+
+        fn address(&self, is_tls: bool) -> SocketAddr {
+            if is_tls { self.server.tls_address() } else { self.server.tcp_address() }
+        }
+    }
+
+    /// The beginning of the longest request that a client without an allocation may send.
+    fn longest_request_without_its_end() -> Vec<u8> {
+        [&[0, 3, 0x10, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 4_096]].concat()
+    }
+
+    #[test]
+    fn connections_without_an_allocation_take_what_is_documented() {
+        const COUNT: usize = 400;
+        let _alone = alone();
+        for (is_tls, topic) in
+            [(false, "A TCP connection without an allocation"), (true, "A TLS connection without an allocation")]
+        {
+            let world = encrypted(&format!("connections = {COUNT}\n"));
+            let fill = || -> Vec<Client> {
+                let connect = |_| {
+                    let client = world.connect(is_tls);
+                    client.binding();
+                    client.send(&longest_request_without_its_end());
+                    client
+                };
+                (0..COUNT).map(connect).collect()
+            };
+            drop(world.connect(is_tls));
+            let memory = Memory::of(world.server.id());
+            let clients = fill();
+            until_read(world.address(is_tls));
+            let bound = memory.grown();
+            let more = fill();
+            until_read(world.address(is_tls));
+            let beyond = memory.grown();
+            drop((clients, more));
+            until_closed(world.address(is_tls));
+            judge(topic, COUNT, [bound, beyond, memory.grown()]);
+        }
+    }
+
+    #[test]
+    fn requests_that_wait_to_be_served_take_no_more_than_one_that_is_incomplete() {
+        const COUNT: usize = 400;
+        let _alone = alone();
+        let world = encrypted(&format!("connections = {COUNT}\n"));
+        let request = message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {});
+        let many: Vec<u8> = request.iter().copied().cycle().take(60_000 / request.len() * request.len()).collect();
+        drop(world.connect(false));
+        let memory = Memory::of(world.server.id());
+        let clients: Vec<Client> = (0..COUNT).map(|_| world.connect(false)).collect();
+        let mut most = 0;
+        for client in &clients {
+            client.send(&many);
+            most = most.max(memory.grown());
+        }
+        until("everything is read", || {
+            most = most.max(memory.grown());
+            sockets(world.address(false).port()).iter().all(|(_, unread)| *unread == 0)
+        });
+        let each = documented("A TCP connection without an allocation");
+        // Their responses wait, too.
+        let responses = documented("Responses and data that wait for clients on connections");
+        println!("{COUNT} clients with many requests: {most} bytes");
+        assert!(most <= COUNT * each + responses + NOISE, "{most}");
+    }
+
+    #[test]
+    fn connections_with_an_allocation_take_what_is_documented() {
+        const COUNT: usize = 100;
+        let _alone = alone();
+        for (is_tls, topic) in
+            [(false, "A TCP connection with an allocation"), (true, "A TLS connection with an allocation")]
+        {
+            let world = encrypted(&format!("allocations = {COUNT}\n"));
+            let connect = |number| {
+                let client = world.connect(is_tls);
+                client.allocate(&login(number)).map(|_| client)
+            };
+            drop(connect(COUNT).unwrap());
+            until_closed(world.address(is_tls));
+            let memory = Memory::of(world.server.id());
+            let clients: Vec<Client> = (0..COUNT).map(|number| connect(number).unwrap()).collect();
+            for client in &clients {
+                // Nearly all of the longest message.
+                client.send(&[&[0x40, 0, 0xff, 0xf0][..], &[7; 0xffe0]].concat());
+            }
+            until_read(world.address(is_tls));
+            let bound = memory.grown();
+            for number in 0..COUNT {
+                assert_eq!(connect(2 * COUNT + number).map(drop).unwrap_err(), 508);
+            }
+            let beyond = memory.grown();
+            drop(clients);
+            until_closed(world.address(is_tls));
+            judge(topic, COUNT, [bound, beyond, memory.grown()]);
+        }
+    }
+
+    #[test]
+    fn unfinished_handshakes_take_what_is_documented() {
+        const COUNT: usize = 512;
+        let _alone = alone();
+        let world = encrypted("connections = 2000\n");
+        let address = world.server.tls_address();
+        let begin = |_| {
+            let (mut session, mut stream) = (tls::session(&world.authority, &tls::ANY), tls::tcp(address));
+            session.write_tls(&mut stream).unwrap();
+            // The server has made its signature.
+            assert!(stream.read(&mut [0; 64]).unwrap() > 0);
+            // A record without its end, which is as long as a handshake may be.
+            stream.write_all(&[&[0x17, 3, 3, 0x3f, 0xff][..], &[7; 15_000]].concat()).unwrap();
+            stream
+        };
+        drop(begin(0));
+        until_closed(address);
+        let memory = Memory::of(world.server.id());
+        let handshakes: Vec<TcpStream> = (0..COUNT).map(begin).collect();
+        until_read(address);
+        let bound = memory.grown();
+        let more: Vec<TcpStream> = (0..COUNT).map(begin).collect();
+        until_read(address);
+        let beyond = memory.grown();
+        drop((handshakes, more));
+        until_closed(address);
+        judge("An unfinished TLS handshake", COUNT, [bound, beyond, memory.grown()]);
+    }
+
+    #[test]
+    fn responses_that_clients_do_not_read_take_what_is_documented() {
+        const COUNT: usize = 240;
+        let _alone = alone();
+        // The longest realm makes a response long.
+        let realm = "r".repeat(500);
+        let server = Server::start(&one_worker("", "").replacen(REALM, &realm, 1));
+        let connect = |number: usize| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // The kernel keeps little of what the client does not read.
+            socket.set_recv_buffer_size(4_096).unwrap();
+            socket.connect(&server.tcp_address().into()).unwrap();
+            let client = Client::on_tcp(TcpStream::from(socket));
+            client.allocate(&Login::mint(&number.to_string(), 600)).unwrap();
+            client
+        };
+        // Without credentials, so each gets a challenge of 600 bytes.
+        let requests = allocate(TransactionId::new([7; 12])).repeat(150);
+        let clients: Vec<Client> = (0..2 * COUNT).map(connect).collect();
+        let memory = Memory::of(server.id());
+        let push = |some: &[Client]| {
+            let mut most = 0;
+            for client in some {
+                // Those with the largest queues have ended.
+                client.send(&requests);
+                until_read(server.tcp_address());
+                most = most.max(memory.grown());
+            }
+            most
+        };
+        let (first, second) = clients.split_at(COUNT);
+        let (bound, beyond) = (push(first), push(second));
+        drop(clients);
+        until_closed(server.tcp_address());
+        judge("Responses and data that wait for clients on connections", 1, [bound, beyond, memory.grown()]);
+    }
+
+    #[test]
+    fn users_in_the_cache_of_keys_take_what_is_documented() {
+        const COUNT: usize = 2_048;
+        let _alone = alone();
+        let server = Server::start(&one_worker("", ""));
+        let client = Client::new(server.udp_address());
+        let authenticate = |number| {
+            let session = client.challenge(&login(number));
+            // RFC 8656 §7.3: there is no allocation.
+            assert_eq!(client.request(&session, Method::REFRESH, &|_| {}).error(), Some(437));
+        };
+        authenticate(0);
+        let memory = Memory::of(server.id());
+        // A hash selects the place of a user, so it takes more of them to fill nearly all places.
+        (1..3 * COUNT).for_each(authenticate);
+        let bound = memory.grown();
+        (3 * COUNT..5 * COUNT).for_each(authenticate);
+        let beyond = memory.grown();
+        judge("A user in the cache of keys", COUNT, [bound, beyond, beyond]);
+    }
+
+    #[test]
+    fn the_table_of_sources_takes_what_is_documented() {
+        const COUNT: u32 = 14_000;
+        let _alone = alone();
+        let server = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], "")));
+        let request = message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {});
+        let send = |number: u32| {
+            let source = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + number);
+            let socket = UdpSocket::bind((source, 0)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            socket.connect(server.udp_address()).unwrap();
+            // Above the budget of the worker there is no response.
+            let _ = socket.send(&request).and_then(|_| socket.recv(&mut [0; 64]));
+        };
+        send(0);
+        let memory = Memory::of(server.id());
+        (1..COUNT).for_each(send);
+        let bound = memory.grown();
+        (COUNT..2 * COUNT).for_each(send);
+        let beyond = memory.grown();
+        judge("The table of sources", 1, [bound, beyond, beyond]);
+    }
+
+    /// A server whose log is not read once it is ready.
+    struct Unread {
+        process: Process,
+        log: BufReader<File>,
+        address: SocketAddr,
+    }
+
+    impl Unread {
+        fn start(config: &str, directory: &TempDir) -> Self {
+            let path = directory.write("turnserver.toml", config);
+            let (read, write) = nix::unistd::pipe().unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
+            let process = Process::start_with(command.arg("--config").arg(path), Stdio::null(), Stdio::from(write));
+            drop(command);
+            let (mut log, mut line, mut address) = (BufReader::new(File::from(read)), String::new(), None);
+            loop {
+                line.clear();
+                assert!(log.read_line(&mut line).unwrap() > 0, "the server has ended");
+                let line = LogLine::parse(&line);
+                if line.field("transport").as_deref() == Some("udp") && line.message() == "listening" {
+                    address = Some(line.field("address").unwrap().parse().unwrap());
+                }
+                if line.message() == "ready" {
+                    return Self { process, log, address: address.unwrap() };
+                }
+            }
+        }
+
+        /// Reads a number of lines.
+        fn read(&mut self, count: usize) {
+            let mut line = String::new();
+            for _ in 0..count {
+                line.clear();
+                assert!(self.log.read_line(&mut line).unwrap() > 0, "the server has ended");
+            }
+        }
+    }
+
+    #[test]
+    fn log_lines_that_wait_take_what_is_documented() {
+        const QUEUE: usize = 4_096;
+        let (_alone, directory) = (alone(), TempDir::new());
+        let mut server = Unread::start(&one_worker("allocations-per-second-per-user = 0\n", ""), &directory);
+        let lines_of = |number: usize| {
+            // Each byte of the name takes six in the log.
+            let name = format!("{number}{}", "\u{1}".repeat(735));
+            let client = Client::new(server.address);
+            let (session, _) = client.allocate(&Login::mint(&name, 600)).unwrap();
+            client.delete(&session);
+        };
+        lines_of(0);
+        let memory = Memory::of(server.process.id());
+        (1..QUEUE / 2 + 50).for_each(lines_of);
+        let bound = memory.grown();
+        // The log has at most 6000 lines about allocations in a minute.
+        (QUEUE / 2 + 50..QUEUE / 2 + 450).for_each(lines_of);
+        let beyond = memory.grown();
+        server.read(QUEUE);
+        judge("A log line that waits", QUEUE, [bound, beyond, memory.grown()]);
+    }
+
+    fn http_address(server: &Server) -> SocketAddr {
+        server.wait_for_log(|line| line.message() == "HTTP listening").field("address").unwrap().parse().unwrap()
+    }
+
+    const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
+
+    #[test]
+    fn http_connections_take_what_is_documented() {
+        const COUNT: usize = 64;
+        let _alone = alone();
+        let server = Server::start(&one_worker("", HTTP));
+        let address = http_address(&server);
+        assert_eq!(Http::tcp(address).get("/metrics").status, 200);
+        let memory = Memory::of(server.id());
+        let bodies = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nContent-Length: 65000\r\n\r\n{}", "x".repeat(64_900));
+        let heads = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nX: {}", "x".repeat(15_900));
+        let push = |half: &str, count: usize| {
+            let begin = |_| {
+                let http = Http::tcp(address).begin(half.as_bytes());
+                until_read(address);
+                http
+            };
+            let open: Vec<Http> = (0..count).map(begin).collect();
+            let grown = memory.grown();
+            drop(open);
+            until_closed(address);
+            grown
+        };
+        let bound = push(&bodies, COUNT).max(push(&heads, COUNT));
+        let beyond = push(&bodies, 3 * COUNT).max(push(&heads, 3 * COUNT));
+        judge("An HTTP connection", COUNT, [bound, beyond, memory.grown()]);
+    }
+
+    #[test]
+    fn results_of_the_test_page_take_what_is_documented() {
+        const COUNT: usize = 100;
+        const PER_LINK: usize = 5;
+        let _alone = alone();
+        let controlled = Controlled::start(&format!("workers = 1\n{HTTP}"));
+        let address = http_address(&controlled.server);
+        // As many errors as a body of 64 KiB and a report can have.
+        let errors: Vec<Value> = (0..16).map(|_| json!({ "code": 1, "text": "t" })).collect();
+        let way = json!({ "url": "turn:a:1", "ok": false, "step": "done", "errors": errors });
+        let report = json!({ "browser": "B", "verdict": "failed", "ways": vec![way; 64] });
+        let post = |path: &str, body: &Value| {
+            Http::tcp(address).request("POST", path, "", body.to_string().as_bytes()).status
+        };
+        let send = |link: usize| {
+            let made = controlled.json(&["test-link"]);
+            let (_, token) = made["urls"][0].as_str().unwrap().split_once('#').unwrap();
+            let key = format!("the key of page {link:0>5}");
+            assert_eq!(post("/test/start", &json!({ "token": token, "key": key })), 200);
+            for _ in 0..PER_LINK {
+                assert_eq!(post("/test/report", &json!({ "key": key, "report": report })), 200);
+            }
+        };
+        controlled.json(&["test-results"]);
+        let memory = Memory::of(controlled.server.id());
+        (0..COUNT / PER_LINK).for_each(send);
+        let bound = memory.grown();
+        (COUNT / PER_LINK..2 * COUNT / PER_LINK).for_each(send);
+        let beyond = memory.grown();
+        judge("A result of the test page", COUNT, [bound, beyond, beyond]);
+    }
+}
