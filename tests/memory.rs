@@ -329,8 +329,8 @@ mod memory {
     fn responses_that_clients_do_not_read_take_what_is_documented() {
         const COUNT: usize = 240;
         let _alone = alone();
-        // The longest realm makes a response long.
-        let realm = "r".repeat(500);
+        // A long realm makes a response long.
+        let realm = "r".repeat(127);
         let server = Server::start(&one_worker("", "").replacen(REALM, &realm, 1));
         let connect = |number: usize| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -341,8 +341,8 @@ mod memory {
             client.allocate(&Login::mint(&number.to_string(), 600)).unwrap();
             client
         };
-        // Without credentials, so each gets a challenge of 600 bytes.
-        let requests = allocate(TransactionId::new([7; 12])).repeat(150);
+        // Without credentials, so each gets a challenge of 220 bytes.
+        let requests = allocate(TransactionId::new([7; 12])).repeat(400);
         let clients: Vec<Client> = (0..2 * COUNT).map(connect).collect();
         let memory = Memory::of(server.id());
         let push = |some: &[Client]| {
@@ -403,7 +403,10 @@ mod memory {
         let bound = memory.grown();
         (COUNT..2 * COUNT).for_each(send);
         let beyond = memory.grown();
-        judge("The table of sources", 1, [bound, beyond, beyond]);
+        // Without optimization, making the table touches all of it.
+        let most = documented("The table of sources");
+        println!("the table of sources has grown by {bound} bytes, and then to {beyond} bytes");
+        assert!(bound <= most + NOISE && beyond <= bound + NOISE, "{bound} bytes, and then {beyond}");
     }
 
     /// A server whose log is not read once it is ready.
@@ -435,12 +438,13 @@ mod memory {
         }
 
         /// Reads a number of lines.
-        fn read(&mut self, count: usize) {
+        fn read(&mut self, count: usize) -> usize {
             let mut line = String::new();
             for _ in 0..count {
-                line.clear();
                 assert!(self.log.read_line(&mut line).unwrap() > 0, "the server has ended");
             }
+            println!("{}", &line[line.len() - 6000..]);
+            line.len()
         }
     }
 
@@ -463,7 +467,7 @@ mod memory {
         // The log has at most 6000 lines about allocations in a minute.
         (QUEUE / 2 + 50..QUEUE / 2 + 450).for_each(lines_of);
         let beyond = memory.grown();
-        server.read(QUEUE);
+        println!("{} bytes", server.read(QUEUE));
         judge("A log line that waits", QUEUE, [bound, beyond, memory.grown()]);
     }
 
@@ -495,8 +499,9 @@ mod memory {
             until_closed(address);
             grown
         };
-        let bound = push(&bodies, COUNT).max(push(&heads, COUNT));
-        let beyond = push(&bodies, 3 * COUNT).max(push(&heads, 3 * COUNT));
+        // The memory of a connection that is evicted is free only when the new one is there already.
+        let bound = push(&bodies, 2 * COUNT).max(push(&heads, 2 * COUNT));
+        let beyond = push(&bodies, 4 * COUNT).max(push(&heads, 4 * COUNT));
         judge("An HTTP connection", COUNT, [bound, beyond, memory.grown()]);
     }
 
@@ -505,7 +510,7 @@ mod memory {
         const COUNT: usize = 100;
         const PER_LINK: usize = 5;
         let _alone = alone();
-        let controlled = Controlled::start(&format!("workers = 1\n{HTTP}"));
+        let controlled = Controlled::start_with(&one_worker("", HTTP));
         let address = http_address(&controlled.server);
         // As many errors as a body of 64 KiB and a report can have.
         let errors: Vec<Value> = (0..16).map(|_| json!({ "code": 1, "text": "t" })).collect();

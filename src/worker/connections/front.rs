@@ -6,6 +6,7 @@ use std::rc::Weak;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
+use super::handshake::Done;
 use super::{Admitted, CloseReason, handshake, stream};
 use crate::net::tls::{self, Usage};
 use crate::transport::Transport;
@@ -51,7 +52,11 @@ pub(in crate::worker) async fn serve(
             this.borrow_mut().set_transport(&mut admitted, Transport::Tls);
             let left = timeouts.tls_handshake.saturating_sub(now.since(began));
             drop(this);
-            handshake::serve(worker, admitted, stream, acceptor, left).await;
+            // A connection keeps the memory of its present part alone: that of a handshake is large.
+            let done = Box::pin(handshake::carry_out(Weak::clone(&worker), admitted, stream, acceptor, left)).await;
+            if let Some(Done { admitted, stream, usage, at }) = done {
+                Box::pin(stream::serve(worker, admitted, stream, usage, at)).await;
+            }
         }
         // A reload has removed the certificate together with the listener, just after the client connected.
         (_, false) => this.borrow_mut().connection_ended(&admitted.tuple, CloseReason::Incompatible),
@@ -61,7 +66,7 @@ pub(in crate::worker) async fn serve(
             }
             this.borrow_mut().set_transport(&mut admitted, Transport::Tcp);
             drop(this);
-            stream::serve(worker, admitted, stream, Usage::Turn, began).await;
+            Box::pin(stream::serve(worker, admitted, stream, Usage::Turn, began)).await;
         }
     }
 }

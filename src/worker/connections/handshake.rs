@@ -25,8 +25,9 @@ use tokio::sync::Notify;
 use tokio::task::yield_now;
 
 use super::by_source::{BySource, Source};
-use super::{Admitted, CloseReason, stream};
+use super::{Admitted, CloseReason};
 use crate::net::tls::{Acceptor, Failure, Stream, Usage};
+use crate::turn::Instant;
 use crate::worker::Worker;
 
 #[cfg(test)]
@@ -185,20 +186,28 @@ impl Drop for Handshake {
     }
 }
 
-/// Carries out the handshake of a new connection, then serves it.
-pub(super) async fn serve(
+/// A connection whose handshake is complete, and when that was.
+pub(super) struct Done {
+    pub(super) admitted: Admitted,
+    pub(super) stream: Stream<TcpStream>,
+    pub(super) usage: Usage,
+    pub(super) at: Instant,
+}
+
+/// Carries out the handshake of a new connection. Without it, the connection ends.
+pub(super) async fn carry_out(
     worker: Weak<RefCell<Worker>>,
     admitted: Admitted,
     stream: TcpStream,
     acceptor: Acceptor,
     timeout: Duration,
-) {
+) -> Option<Done> {
     let (handshake, began) = match worker.upgrade() {
         Some(worker) => {
             let shell = &worker.borrow().shell;
             (Handshakes::begin(&shell.connections.handshakes, admitted.place.source()), shell.now().monotonic)
         }
-        None => return,
+        None => return None,
     };
     let evicted = admitted.place.evicted();
     let done = tokio::select! {
@@ -206,24 +215,24 @@ pub(super) async fn serve(
         biased;
         () = handshake.evicted.notified() => Err(CloseReason::HandshakeEvicted),
         () = evicted.notified() => Err(CloseReason::Evicted),
-        done = carry_out(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
+        done = steps(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
         () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
     };
     drop(handshake);
-    let Some(this) = worker.upgrade() else { return };
-    let now = this.borrow().shell.now().monotonic;
-    let result = done.as_ref().map(|_| now.since(began)).map_err(|close| *close);
+    let this = worker.upgrade()?;
+    let at = this.borrow().shell.now().monotonic;
+    let result = done.as_ref().map(|_| at.since(began)).map_err(|close| *close);
     this.borrow().shell.statistics.count_handshake(result);
     match done {
-        Ok((stream, usage)) => {
-            drop(this);
-            stream::serve(worker, admitted, stream, usage, now).await;
+        Ok((stream, usage)) => Some(Done { admitted, stream, usage, at }),
+        Err(close) => {
+            this.borrow_mut().connection_ended(&admitted.tuple, close);
+            None
         }
-        Err(close) => this.borrow_mut().connection_ended(&admitted.tuple, close),
     }
 }
 
-async fn carry_out(
+async fn steps(
     worker: &Weak<RefCell<Worker>>,
     handshake: &Handshake,
     stream: TcpStream,
