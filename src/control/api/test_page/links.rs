@@ -48,7 +48,8 @@ pub(super) struct TestResult {
     pub(super) received: u64,
     /// The client, as the settings for privacy show it.
     pub(super) client: Option<String>,
-    pub(super) report: Value,
+    /// In JSON. A value may take more than ten times as much memory.
+    pub(super) report: Box<str>,
 }
 
 /// Why a link cannot be used.
@@ -162,7 +163,7 @@ impl Links {
         &mut self,
         key: &[u8],
         client: Option<String>,
-        report: Value,
+        report: &Value,
         now: u64,
     ) -> Result<Usable, Unusable> {
         let key = KeyHash::of(key);
@@ -177,6 +178,7 @@ impl Links {
         if self.results.len() == RESULTS {
             self.results.pop_front();
         }
+        let report = report.to_string().into();
         self.results.push_back(TestResult { link: usable.id.clone(), received: now, client, report });
         Ok(usable)
     }
@@ -246,7 +248,7 @@ mod tests {
     fn only_a_started_page_sends_results_and_not_for_ever() {
         let mut links = Links::default();
         links.make("a", b"token", NOW + 100, NOW, NONE).unwrap();
-        let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, json!({ "n": now }), now);
+        let keep = |links: &mut Links, key: &[u8], now| links.keep(key, None, &json!({ "n": now }), now);
         assert_eq!(keep(&mut links, b"key", NOW), Err(Unusable::Unknown));
         assert_eq!(links.of_page(b"key", NOW, NONE), Err(Unusable::Unknown));
         links.start(b"token", b"key", NOW, NONE).unwrap();
@@ -276,10 +278,10 @@ mod tests {
         for byte in 0..25_u8 {
             links.start(&[byte], &[byte], NOW, NONE).unwrap();
             for _ in 0..RESULTS_PER_LINK {
-                links.keep(&[byte], None, json!(byte), NOW).unwrap();
+                links.keep(&[byte], None, &json!(byte), NOW).unwrap();
             }
         }
-        let kept: Vec<&Value> = links.results().map(|result| &result.report).collect();
-        assert_eq!((kept.len(), kept[0], kept[RESULTS - 1]), (RESULTS, &json!(5), &json!(24)));
+        let kept: Vec<&str> = links.results().map(|result| &*result.report).collect();
+        assert_eq!((kept.len(), kept[0], kept[RESULTS - 1]), (RESULTS, "5", "24"));
     }
 }

@@ -180,7 +180,7 @@ impl Api {
         let published = self.published.borrow();
         let privacy = &published.snapshot.privacy;
         let shown = client.logged(privacy).map(|client| client.to_string());
-        let kept = self.test_page.0.borrow_mut().keep(key.as_bytes(), shown, report.clone(), clock::unix_seconds());
+        let kept = self.test_page.0.borrow_mut().keep(key.as_bytes(), shown, &report, clock::unix_seconds());
         let usable = kept.map_err(|why| self.refuse_link(why, client))?;
         let ways = report.get("ways").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let ok = ways.iter().filter(|way| way.get("ok") == Some(&Value::Bool(true))).count();
@@ -262,6 +262,7 @@ impl Api {
         let links = self.test_page.0.borrow();
         let result = |result: &TestResult| {
             let TestResult { link, received, client, report } = result;
+            let report: Value = serde_json::from_str(report).unwrap_or_default();
             json!({ "link": link, "received": received, "client": client, "report": report })
         };
         json!({ "results": links.results().map(result).collect::<Vec<_>>() })
