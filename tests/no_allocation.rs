@@ -19,7 +19,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use turnserver::auth::LongTermKey;
+use turnserver::auth::{LongTermKey, Revocations};
 use turnserver::ip_fields::IpFields;
 use turnserver::net::batch::{Piece, RecvBatch, SendBatch, SendStatus, SlotLayout, Target};
 use turnserver::net::udp;
@@ -378,7 +378,12 @@ fn the_tables_that_workers_share_need_what_is_documented() {
     let ip = address("192.0.2.1:1").ip();
     let relay = RelayAddress::new(ip, ip, &(49_152..=65_535));
     assert_documented("The ports and reservations of a relay address", LIVE.get() - before);
-    drop((sources, ledger, relay));
+    let (before, mut revoked) = (LIVE.get(), Revocations::default());
+    for number in 0..Revocations::CAPACITY {
+        revoked.revoke(&format!("{number:0>763}"), u64::MAX, 0).unwrap();
+    }
+    assert_documented("What the control socket adds", LIVE.get() - before);
+    drop((sources, ledger, relay, revoked));
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub(in crate::worker) async fn serve(
             let left = timeouts.tls_handshake.saturating_sub(now.since(began));
             drop(this);
             // A connection keeps the memory of its present part alone: that of a handshake is large.
-            let done = Box::pin(handshake::carry_out(Weak::clone(&worker), admitted, stream, acceptor, left)).await;
+            let done = Box::pin(handshake::complete(Weak::clone(&worker), admitted, stream, acceptor, left)).await;
             if let Some(Done { admitted, stream, usage, at }) = done {
                 Box::pin(stream::serve(worker, admitted, stream, usage, at)).await;
             }

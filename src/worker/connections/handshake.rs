@@ -195,7 +195,7 @@ pub(super) struct Done {
 }
 
 /// Carries out the handshake of a new connection. Without it, the connection ends.
-pub(super) async fn carry_out(
+pub(super) async fn complete(
     worker: Weak<RefCell<Worker>>,
     admitted: Admitted,
     stream: TcpStream,
@@ -215,7 +215,7 @@ pub(super) async fn carry_out(
         biased;
         () = handshake.evicted.notified() => Err(CloseReason::HandshakeEvicted),
         () = evicted.notified() => Err(CloseReason::Evicted),
-        done = steps(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
+        done = carry_out(&worker, &handshake, stream, &acceptor) => done.map_err(CloseReason::from),
         () = tokio::time::sleep(timeout) => Err(CloseReason::HandshakeTimeout),
     };
     drop(handshake);
@@ -232,7 +232,7 @@ pub(super) async fn carry_out(
     }
 }
 
-async fn steps(
+async fn carry_out(
     worker: &Weak<RefCell<Worker>>,
     handshake: &Handshake,
     stream: TcpStream,
