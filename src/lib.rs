@@ -46,5 +46,11 @@ mod test_certificates;
 mod test_memory_table;
 #[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/support/world.rs"]
-#[allow(clippy::expect_used, clippy::unwrap_used, reason = "for tests and fuzz targets")]
+#[allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "for tests and fuzz targets"
+)]
 mod test_world;
