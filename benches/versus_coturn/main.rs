@@ -9,27 +9,24 @@ mod network;
 mod offload;
 mod output;
 mod process;
+mod roles;
 mod round;
 mod scenario;
 mod server;
+mod side;
 mod summary;
 mod table;
 
-use std::fs;
-use std::io::BufRead;
-use std::net::{IpAddr, SocketAddr};
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
-use std::sync::mpsc::channel;
+use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use nix::sys::signal::Signal;
+use clap::{Parser, Subcommand};
 
 use comparison::{Comparison, Remarks, Rounds, values};
-use load::{Commands, Job, Outcome};
+use load::Outcome;
 use network::{Network, Setup};
 use output::{print, print_progress};
+use roles::{Directory, RoleArguments, build_server, exec_program};
 use round::Times;
 use scenario::{Figure, Scenario};
 use server::{Kind, Servers};
@@ -101,28 +98,6 @@ enum Part {
     },
 }
 
-#[derive(Args)]
-struct RoleArguments {
-    #[arg(long)]
-    scenario: String,
-    #[arg(long)]
-    load: usize,
-    #[arg(long)]
-    own: IpAddr,
-    #[arg(long)]
-    server: SocketAddr,
-    #[arg(long)]
-    peer: SocketAddr,
-    #[arg(long)]
-    feedback: PathBuf,
-    #[arg(long)]
-    certificate: PathBuf,
-    #[arg(long)]
-    forwarded: bool,
-    #[arg(long)]
-    unsent: bool,
-}
-
 fn main() -> ExitCode {
     if std::env::args_os().len() == 1 {
         // `cargo test --benches` passes no arguments.
@@ -132,8 +107,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.part {
         None => benchmark(&arguments),
-        Some(Part::Client(role)) => run_role(role, load::client),
-        Some(Part::Peer(role)) => run_role(role, load::peer),
+        Some(Part::Client(role)) => role.run(Scenario::named, load::client),
+        Some(Part::Peer(role)) => role.run(Scenario::named, load::peer),
         Some(Part::Run { line }) => exec_program(line),
     };
     match result {
@@ -263,72 +238,7 @@ fn check(arguments: &Arguments) -> Outcome<()> {
     if missing.is_empty() { Ok(()) } else { Err(format!("missing:\n  {}", missing.join("\n  ")).into()) }
 }
 
-/// Builds the server in a target directory of its own, as `cargo build --release` does. The server that `cargo bench`
-/// builds has the additional features that the dev-dependencies enable in tokio and others, so its cost differs.
-fn build_server() -> Outcome<PathBuf> {
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("shipped");
-    print_progress("building the server as `cargo build --release` does");
-    let built = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--locked", "--quiet", "--bin", "turnserver", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target)
-        .status()?;
-    if built.success() { Ok(target.join("release/turnserver")) } else { Err("the server could not be built".into()) }
-}
-
 fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(program).exists())
-}
-
-/// Runs a role until the benchmark ends it.
-fn run_role(role: &RoleArguments, part: fn(&Job, &Commands, load::Report<'_>) -> Outcome<()>) -> Outcome<()> {
-    die_with_parent()?;
-    let job = Job {
-        scenario: Scenario::named(&role.scenario).ok_or("no such scenario")?,
-        load: role.load,
-        own: role.own,
-        server: role.server,
-        peer: role.peer,
-        feedback: role.feedback.clone(),
-        certificate: role.certificate.clone(),
-        forwarded: role.forwarded,
-        unsent: role.unsent,
-    };
-    let (send, commands) = channel();
-    std::thread::spawn(move || {
-        let mut lines = std::io::stdin().lock().lines().map_while(Result::ok);
-        while lines.next().is_some_and(|line| send.send(line).is_ok()) {}
-    });
-    part(&job, &Commands(commands), &mut print)
-}
-
-/// Replaces this process with another program.
-fn exec_program(line: &[String]) -> Outcome<()> {
-    die_with_parent()?;
-    turnserver::net::limits::raise_open_files()?;
-    let (program, arguments) = line.split_first().ok_or("no program")?;
-    Err(format!("{program}: {}", Command::new(program).args(arguments).exec()).into())
-}
-
-fn die_with_parent() -> Outcome<()> {
-    Ok(nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?)
-}
-
-/// A temporary directory, removed on drop.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn make() -> Outcome<Self> {
-        let path = std::env::temp_dir().join(format!("turn-bench-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
 }

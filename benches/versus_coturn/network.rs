@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!  client 198.18.1.2 ── veth ── 198.18.1.1  server  198.18.2.1 ── veth ── 198.18.2.2 peer
+//!                                   198.18.3.1
+//!                                       └──── veth ── 198.18.3.2 attacker, with `Setup::Attack` only
 //! ```
 
 use std::ffi::OsStr;
@@ -29,6 +31,7 @@ pub(crate) struct Addresses {
     /// The server's relay address.
     pub(crate) relay: IpAddr,
     pub(crate) peer: IpAddr,
+    pub(crate) attacker: IpAddr,
 }
 
 /// A host.
@@ -37,12 +40,16 @@ pub(crate) enum Host {
     Client,
     Server,
     Peer,
+    Attacker,
 }
 
 /// The server's interfaces.
 pub(crate) const SERVER_INTERFACES: [&str; 2] = ["to-client", "to-peer"];
 
-const HOSTS: [Host; 3] = [Host::Client, Host::Server, Host::Peer];
+const HOSTS: [Host; 4] = [Host::Client, Host::Server, Host::Peer, Host::Attacker];
+
+/// The addresses of the attacker besides its own. The server sends to them and to all other addresses through the attacker.
+pub(crate) const ATTACKER_NETWORK: &str = "10.0.0.0/8";
 
 /// The settings of the interfaces.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,6 +60,8 @@ pub(crate) enum Setup {
     /// redirected packets, and complete UDP checksums, which veth otherwise leaves to the receiver. Client and peer have
     /// a route to each other through the server, for the kernel's forwarding.
     Offload,
+    /// As `Plain`, and an attacker that can forge any source.
+    Attack,
 }
 
 impl Network {
@@ -66,6 +75,7 @@ impl Network {
             tls_port: 5349,
             relay: address(2, 1),
             peer: address(2, 2),
+            attacker: address(3, 2),
         };
         let namespaces = Namespaces { id: std::process::id(), setup };
         namespaces.create(&addresses)?;
@@ -95,6 +105,7 @@ impl Network {
             tls_port: free()?,
             relay: address(2),
             peer: address(3),
+            attacker: address(4),
         };
         Ok(Self { namespaces: None, program: std::env::current_exe()?, addresses })
     }
@@ -136,14 +147,16 @@ impl Namespaces {
     }
 
     fn create(&self, addresses: &Addresses) -> Outcome<()> {
-        for host in HOSTS {
+        for host in HOSTS.into_iter().filter(|host| *host != Host::Attacker || self.setup == Setup::Attack) {
             ip(&["netns", "add", &self.name(host)])?;
             ip(&["-n", &self.name(host), "link", "set", "lo", "up"])?;
         }
         self.connect(Host::Client, addresses.client, addresses.listen)?;
         self.connect(Host::Peer, addresses.peer, addresses.relay)?;
-        if self.setup == Setup::Plain {
-            return Ok(());
+        match self.setup {
+            Setup::Plain => return Ok(()),
+            Setup::Attack => return self.connect_attacker(addresses),
+            Setup::Offload => {}
         }
         self.route(Host::Client, addresses.peer, addresses.listen)?;
         self.route(Host::Peer, addresses.client, addresses.relay)
@@ -160,11 +173,28 @@ impl Namespaces {
         }
         run("ip", &["netns", "exec", &server, "ethtool", "-K", &end, "gro", "on"])?;
         match self.setup {
-            Setup::Plain => Ok(()),
+            Setup::Plain | Setup::Attack => Ok(()),
             Setup::Offload => {
                 run("ip", &["netns", "exec", &namespace, "ethtool", "-K", "to-server", "gro", "on", "tx", "off"])
             }
         }
+    }
+
+    /// Connects the attacker, which has a whole network of addresses, and through which the server reaches all others.
+    fn connect_attacker(&self, addresses: &Addresses) -> Outcome<()> {
+        let gateway = IpAddr::V4(Ipv4Addr::new(198, 18, 3, 1));
+        let (attacker, server) = (self.name(Host::Attacker), self.name(Host::Server));
+        self.connect(Host::Attacker, addresses.attacker, gateway)?;
+        for to in [addresses.listen, addresses.relay] {
+            self.route(Host::Attacker, to, gateway)?;
+        }
+        ip(&["-n", &attacker, "route", "add", "local", ATTACKER_NETWORK, "dev", "lo"])?;
+        ip(&["-n", &server, "route", "add", "default", "via", &addresses.attacker.to_string()])?;
+        for interface in ["all", "to-attacker"] {
+            let write = format!("echo 0 > /proc/sys/net/ipv4/conf/{interface}/rp_filter");
+            run("ip", &["netns", "exec", &server, "sh", "-c", &write])?;
+        }
+        Ok(())
     }
 
     /// Adds the route of `host` to the address `to` through the server.
@@ -194,6 +224,7 @@ impl Host {
             Self::Client => "client",
             Self::Server => "server",
             Self::Peer => "peer",
+            Self::Attacker => "attacker",
         }
     }
 }

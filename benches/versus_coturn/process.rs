@@ -101,13 +101,18 @@ impl Server {
     /// Returns the last lines of its output.
     pub(crate) fn last_lines(&self) -> String {
         let mut last = VecDeque::new();
-        while let Ok(line) = self.lines.try_recv() {
+        for line in self.lines.try_iter() {
             last.push_back(line);
             if last.len() > KEPT_LINES {
                 last.pop_front();
             }
         }
         Vec::from(last).join("\n")
+    }
+
+    /// Returns the lines since the last call.
+    pub(crate) fn take_lines(&self) -> Vec<String> {
+        self.lines.try_iter().collect()
     }
 }
 

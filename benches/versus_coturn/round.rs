@@ -1,21 +1,15 @@
 //! Performs one measurement: starts a server or the kernel's forwarding, clients and peers, and evaluates their results.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::time::Duration;
-
-use serde_json::Value;
 
 use crate::interrupt;
 use crate::load::clock::{self, MILLISECOND, SECOND};
 use crate::load::{Outcome, Window};
-use crate::network::{Host, Network};
-use crate::process::{MachineCpu, Process, Role, Server, other_processes_cpu};
-use crate::scenario::{Figure, Load, Pace, Scenario, Transport, Work};
+use crate::network::Network;
+use crate::process::{MachineCpu, Process, Server, other_processes_cpu};
+use crate::scenario::{Figure, Load, Pace, Scenario, Work};
 use crate::server::{Kind, Servers};
-
-/// Timeout of the steps of a server, a client or a peer.
-const STEP_TIMEOUT: Duration = Duration::from_secs(120);
+use crate::side::{Counted, Plan, STEP_TIMEOUT, Side, wait_until};
 
 /// Minimum duration for an idle server, which has few events to measure.
 const IDLE_SECONDS: u64 = 10;
@@ -56,15 +50,6 @@ pub(crate) struct Measured {
     pub(crate) generator: f64,
     pub(crate) others: f64,
 }
-
-/// The client and the peer of a load, or a client alone.
-struct Side {
-    client: Role,
-    peer: Option<Role>,
-}
-
-/// The results of the roles of a load.
-struct Counted(Vec<Value>);
 
 /// CPU time used so far, in nanoseconds, and when it was read.
 struct Cpu {
@@ -155,7 +140,7 @@ impl Measurement<'_> {
     fn run(&self) -> Outcome<Measured> {
         let scenario = self.scenario;
         let count = scenario.work.loads().len().max(1);
-        let mut sides = (0..count).map(|load| Side::start(self, load)).collect::<Outcome<Vec<_>>>()?;
+        let mut sides = (0..count).map(|load| self.start_side(load)).collect::<Outcome<Vec<_>>>()?;
         for side in &sides {
             side.client.wait_for("reachable", STEP_TIMEOUT)?;
         }
@@ -214,6 +199,19 @@ impl Measurement<'_> {
             measured.figures.insert(Figure::BytesPerAllocation, per_allocation);
         }
         Ok(measured)
+    }
+
+    fn start_side(&self, load: usize) -> Outcome<Side> {
+        let flags = [("--forwarded", self.kind.is_forwarded()), ("--unsent", self.kind == Kind::Generator)];
+        let plan = Plan {
+            scenario: self.scenario,
+            load,
+            network: self.network,
+            directory: &self.servers.directory,
+            certificate: &self.servers.certificate(),
+            more: flags.into_iter().filter(|(_, on)| *on).map(|(flag, _)| flag.to_owned()).collect(),
+        };
+        Side::start(&plan)
     }
 
     fn memory(&self) -> Outcome<u64> {
@@ -361,63 +359,6 @@ impl Measured {
     }
 }
 
-impl Counted {
-    fn number(&self, name: &str) -> Outcome<f64> {
-        let found = self.0.iter().find_map(|value| value.get(name)?.as_f64());
-        Ok(found.ok_or_else(|| format!("no role reported {name}"))?)
-    }
-}
-
-impl Side {
-    fn start(measurement: &Measurement<'_>, load: usize) -> Outcome<Self> {
-        let Measurement { kind, scenario, servers, network, .. } = *measurement;
-        let feedback = servers.directory.join(format!("feedback-{load}.sock"));
-        // The preceding measurement may have left the file.
-        let _ = fs::remove_file(&feedback);
-        let addresses = &network.addresses;
-        let tls = scenario.work.loads().get(load).is_some_and(|load| load.transport == Transport::Tls);
-        let port = if tls { addresses.tls_port } else { addresses.port };
-        let arguments = |role: &str, own: String, peer: String| {
-            let fixed = [
-                role.to_owned(),
-                format!("--scenario={}", scenario.name),
-                format!("--load={load}"),
-                format!("--own={own}"),
-                format!("--server={}:{port}", addresses.listen),
-                format!("--peer={peer}"),
-                format!("--feedback={}", feedback.display()),
-                format!("--certificate={}", servers.certificate().display()),
-            ];
-            let forwarded = kind.is_forwarded().then(|| "--forwarded".to_owned());
-            let unsent = (kind == Kind::Generator).then(|| "--unsent".to_owned());
-            fixed.into_iter().chain(forwarded).chain(unsent)
-        };
-        let (mut peer, mut peer_address) = (None, format!("{}:9", addresses.peer));
-        if !scenario.work.loads().is_empty() {
-            let line = arguments("peer", addresses.peer.to_string(), peer_address);
-            let role = Role::start("peer", &mut network.command(Host::Peer, line))?;
-            peer_address = role.wait_for("address", STEP_TIMEOUT)?;
-            peer = Some(role);
-        }
-        let line = arguments("client", addresses.client.to_string(), peer_address);
-        Ok(Self { client: Role::start("client", &mut network.command(Host::Client, line))?, peer })
-    }
-
-    fn roles(&self) -> impl Iterator<Item = &Role> {
-        std::iter::once(&self.client).chain(&self.peer)
-    }
-
-    fn send_command(&mut self, command: &str) -> Outcome<()> {
-        self.client.send_command(command)?;
-        self.peer.as_mut().map_or(Ok(()), |peer| peer.send_command(command))
-    }
-
-    fn result(&self) -> Outcome<Counted> {
-        let values = self.roles().map(|role| Ok(serde_json::from_str(&role.wait_for("result", STEP_TIMEOUT)?)?));
-        Ok(Counted(values.collect::<Outcome<Vec<Value>>>()?))
-    }
-}
-
 fn window(scenario: &Scenario, times: Times) -> Window {
     let (warm_up, seconds) = match scenario.work {
         Work::Idle { refreshed: false, .. } => (0, 1),
@@ -431,15 +372,4 @@ fn window(scenario: &Scenario, times: Times) -> Window {
     let start = clock::now() + 50 * MILLISECOND;
     let from = start + warm_up * SECOND;
     Window { start, from, to: from + seconds * SECOND }
-}
-
-/// Sleeps until `deadline`. Fails if interrupted.
-fn wait_until(deadline: u64) -> Outcome<()> {
-    while clock::now() < deadline {
-        if interrupt::interrupted() {
-            return Err("interrupted".into());
-        }
-        clock::sleep_until(deadline.min(clock::now() + 100 * MILLISECOND));
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use turnserver::auth::Secret;
 use turnserver::client::{Algorithms, Allocate, Credentials, Request, write_message};
-use turnserver::stun::attribute::ErrorCodeAttribute;
+use turnserver::stun::attribute::{ErrorCodeAttribute, XorRelayedAddress};
 use turnserver::stun::{Class, Message, MessageWriter, TransactionId};
 
 pub(crate) use turnserver::client::Session;
@@ -70,34 +70,41 @@ pub(crate) fn transaction() -> TransactionId {
 
 /// Creates an allocation.
 pub(crate) fn allocate(link: &mut Link) -> Outcome<Session> {
+    Ok(allocate_relayed(link)?.0)
+}
+
+/// Creates an allocation, and returns its relayed transport address.
+pub(crate) fn allocate_relayed(link: &mut Link) -> Outcome<(Session, SocketAddr)> {
     let challenge = exchange(link, &allocation(), None)?;
     if error_of(&challenge)? != Some(401) {
         return Err("an Allocate request without credentials was not challenged".into());
     }
     let session = session_from(&challenge)?;
-    expect_success(link, &allocation(), &session)?;
-    Ok(session)
+    let response = expect_success(link, &allocation(), &session)?;
+    let relayed = Message::parse(&response)?.get::<XorRelayedAddress>()?.ok_or("the response has no relayed address")?;
+    Ok((session, relayed.0))
 }
 
 /// Binds [`CHANNEL`] to `peer`, which also installs a permission.
 pub(crate) fn bind_channel(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    expect_success(link, &channel(peer), session)
+    expect_success(link, &channel(peer), session).map(drop)
 }
 
 /// Installs a permission for the peer.
 pub(crate) fn permit(link: &mut Link, session: &Session, peer: SocketAddr) -> Outcome<()> {
-    expect_success(link, &Request::CreatePermission(vec![peer]), session)
+    expect_success(link, &Request::CreatePermission(vec![peer]), session).map(drop)
 }
 
-fn expect_success(link: &mut Link, request: &Request, session: &Session) -> Outcome<()> {
-    match error_of(&exchange(link, request, Some(session))?)? {
-        None => Ok(()),
+fn expect_success(link: &mut Link, request: &Request, session: &Session) -> Outcome<Vec<u8>> {
+    let response = exchange(link, request, Some(session))?;
+    match error_of(&response)? {
+        None => Ok(response),
         Some(code) => Err(format!("the server rejected {} with {code}", request.method()).into()),
     }
 }
 
 /// Sends a request and waits for its response. Retransmits over UDP.
-fn exchange(link: &mut Link, request: &Request, session: Option<&Session>) -> Outcome<Vec<u8>> {
+pub(crate) fn exchange(link: &mut Link, request: &Request, session: Option<&Session>) -> Outcome<Vec<u8>> {
     let transaction = transaction();
     let message = write(request, transaction, session)?;
     for _ in 0..if link.is_lossy() { ATTEMPTS } else { 1 } {

@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +54,7 @@ pub(crate) struct Connector {
 impl Connector {
     pub(crate) fn new(job: &Job, transport: Transport) -> Outcome<Self> {
         let tls = match transport {
-            Transport::Tls => Some(Arc::new(tls_config(job)?)),
+            Transport::Tls => Some(Arc::new(tls_config(&job.certificate)?)),
             Transport::Udp | Transport::Tcp => None,
         };
         Ok(Self { own: job.own, server: job.server, transport, tls })
@@ -204,9 +205,9 @@ fn probe(connector: &Connector) -> Outcome<()> {
 }
 
 /// Returns a TLS configuration that trusts the benchmark's certificate only.
-fn tls_config(job: &Job) -> Outcome<ClientConfig> {
+pub(crate) fn tls_config(certificate: &Path) -> Outcome<ClientConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(&job.certificate)?)?;
+    roots.add(CertificateDer::from_pem_file(certificate)?)?;
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
     Ok(builder.with_safe_default_protocol_versions()?.with_root_certificates(roots).with_no_client_auth())
 }

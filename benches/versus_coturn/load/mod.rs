@@ -9,20 +9,20 @@
 //! | `window START FROM TO` | | send from START on, count from FROM to TO (nanoseconds since the Unix epoch) |
 //! | | `result JSON` | the counts |
 
-mod allocation;
+pub(crate) mod allocation;
 mod binding;
-mod churn;
+pub(crate) mod churn;
 mod client;
 pub(crate) mod clock;
-mod datagrams;
-mod frame;
+pub(crate) mod datagrams;
+pub(crate) mod frame;
 mod histogram;
 mod idle;
-mod link;
+pub(crate) mod link;
 mod peer;
 mod sink;
 mod source;
-mod stamp;
+pub(crate) mod stamp;
 
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -128,7 +128,7 @@ impl Commands {
     }
 
     /// Waits for the window of the measurement.
-    fn window(&self) -> Outcome<Window> {
+    pub(crate) fn window(&self) -> Outcome<Window> {
         let command = self.0.recv().map_err(|_| "the benchmark has ended")?;
         Ok(Window::parse(&command).ok_or_else(|| format!("expected a window, received {command:?}"))?)
     }

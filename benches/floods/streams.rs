@@ -1,0 +1,139 @@
+//! Floods of connections.
+
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+use socket2::{Domain, Socket, Type};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, StreamOwned};
+use turnserver::stun::TransactionId;
+
+use crate::attack::AttackArguments;
+use crate::load::allocation::{allocation, write};
+use crate::load::link::tls_config;
+use crate::load::{Commands, Outcome, Window, clock};
+use crate::output::print;
+
+/// Clients that perform handshakes at a time.
+const THREADS: u64 = 32;
+
+/// Connections that a thread keeps open after its ClientHello.
+const ABANDONED: usize = 32;
+
+/// Slow connections, and the time in which each sends a byte.
+const SLOW: usize = 2_000;
+const SLOW_INTERVAL: u64 = clock::SECOND;
+
+/// How a handshake ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Handshake {
+    /// With the ClientHello.
+    Abandoned,
+    Completed,
+}
+
+/// Performs handshakes as fast as possible and returns their number within the measurement.
+pub(crate) fn tls(attack: &AttackArguments, commands: &Commands, handshake: Handshake) -> Outcome<u64> {
+    let config = Arc::new(tls_config(&attack.certificate)?);
+    print("ready");
+    let window = commands.window()?;
+    clock::sleep_until(window.start);
+    let done = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for number in 0..THREADS {
+            let (config, done) = (&config, &done);
+            scope.spawn(move || {
+                let mut rng = StdRng::seed_from_u64(number);
+                let mut open = Vec::new();
+                while clock::now() < window.to {
+                    // A connection that the server or its kernel refuses counts for nothing.
+                    let result = match handshake {
+                        Handshake::Completed => complete(attack.tls, config, &mut rng),
+                        Handshake::Abandoned => abandon(attack.tls, config, &mut rng, &mut open),
+                    };
+                    if result.is_ok() && window.counts(clock::now()) {
+                        done.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    Ok(done.into_inner())
+}
+
+fn complete(server: SocketAddr, config: &Arc<ClientConfig>, rng: &mut StdRng) -> Outcome<()> {
+    let session = ClientConnection::new(Arc::clone(config), server.ip().into())?;
+    let mut stream = StreamOwned::new(session, connect(server, rng, false)?);
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock)?;
+    }
+    Ok(())
+}
+
+fn abandon(
+    server: SocketAddr,
+    config: &Arc<ClientConfig>,
+    rng: &mut StdRng,
+    open: &mut Vec<TcpStream>,
+) -> Outcome<()> {
+    let mut session = ClientConnection::new(Arc::clone(config), server.ip().into())?;
+    let mut stream = connect(server, rng, false)?;
+    session.write_tls(&mut stream)?;
+    open.push(stream);
+    if open.len() > ABANDONED {
+        open.remove(0);
+    }
+    Ok(())
+}
+
+/// Connects from a random address of the attacker.
+fn connect(server: SocketAddr, rng: &mut StdRng, at_once: bool) -> io::Result<TcpStream> {
+    let own = Ipv4Addr::from_bits(0x0a01_0000 | rng.random_range(1..1 << 16));
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(IpAddr::V4(own), 0).into())?;
+    if at_once {
+        socket.set_nonblocking(true)?;
+        // The handshake continues in the kernel.
+        let _ = socket.connect(&server.into());
+    } else {
+        socket.connect_timeout(&server.into(), Duration::from_secs(1))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    }
+    Ok(socket.into())
+}
+
+/// Keeps many connections open, each of which sends a byte of a request from time to time. Returns the number of those
+/// that were begun within the measurement.
+pub(crate) fn slow(attack: &AttackArguments, commands: &Commands) -> Outcome<u64> {
+    let request = write(&allocation(), TransactionId::new([3; 12]), None)?;
+    let mut rng = StdRng::seed_from_u64(3);
+    print("ready");
+    let window: Window = commands.window()?;
+    clock::sleep_until(window.start);
+    let mut open: Vec<Option<(TcpStream, usize)>> = (0..SLOW).map(|_| None).collect();
+    let mut begun = 0;
+    for step in 0_u64.. {
+        let due = window.start + step * SLOW_INTERVAL / SLOW as u64;
+        if due >= window.to {
+            break;
+        }
+        clock::sleep_until(due);
+        let index = usize::try_from(step).unwrap_or(0) % SLOW;
+        let Some(place) = open.get_mut(index) else { continue };
+        *place = match place.take() {
+            Some((mut stream, at)) => {
+                let byte = request.get(at..=at).unwrap_or_default();
+                (!byte.is_empty() && stream.write(byte).is_ok()).then_some((stream, at + 1))
+            }
+            None => {
+                begun += u64::from(window.counts(due));
+                Some((connect(attack.server, &mut rng, true)?, 0))
+            }
+        };
+    }
+    Ok(begun)
+}
