@@ -103,7 +103,8 @@ pub(crate) struct AttackArguments {
 }
 
 impl AttackArguments {
-    /// Floods for the time of a window. Reports `ready`, and the number of packets or connections within the window.
+    /// Floods for the time of a window. Reports `ready`, and the number of packets or connections within the window. Then
+    /// it waits until it is killed, because its counters are read through its process.
     pub(crate) fn run(&self) -> Outcome<()> {
         priority::set(ATTACKER)?;
         priority::stay_on_last_cpu()?;
@@ -113,7 +114,9 @@ impl AttackArguments {
         let commands = roles::commands();
         let result = self.flood(&commands)?;
         print(&format!("result {result}"));
-        Ok(())
+        loop {
+            std::thread::park();
+        }
     }
 
     fn flood(&self, commands: &Commands) -> Outcome<Value> {
