@@ -41,7 +41,7 @@ pub(crate) enum Attack {
     TlsAbandoned,
     /// Complete TLS handshakes of many sources.
     TlsCompleted,
-    /// 2 000 connections that send one byte of a request after the other.
+    /// 2 000 connections, each of which sends a byte of a request every second.
     SlowTcp,
     /// 32 clients of one user that allocate and delete the allocation as fast as possible.
     Churn,
@@ -73,7 +73,7 @@ impl Attack {
 
     /// Returns whether each unit of the flood is a connection.
     pub(crate) fn connects(self) -> bool {
-        matches!(self, Self::TlsAbandoned | Self::TlsCompleted | Self::SlowTcp)
+        matches!(self, Self::TlsAbandoned | Self::TlsCompleted)
     }
 }
 

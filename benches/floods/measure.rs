@@ -12,7 +12,7 @@ use crate::load::clock::{self, MILLISECOND, SECOND};
 use crate::load::{Outcome, PASSWORD, REALM, USER, Window};
 use crate::network::{ATTACKER_NETWORK, Addresses, Host, Network};
 use crate::output::print_progress;
-use crate::process::{Role, Server};
+use crate::process::{MachineCpu, Role, Server};
 use crate::scenario::{Direction, Framing, Load, Pace, Scenario, Shape, Transport, Work};
 use crate::side::{Counted, Plan, STEP_TIMEOUT, Side, wait_until};
 use crate::table::Line;
@@ -94,6 +94,7 @@ struct Sample {
     metrics: Metrics,
     memory: u64,
     cpu: u64,
+    machine: MachineCpu,
 }
 
 impl Measurement<'_> {
@@ -162,9 +163,10 @@ impl Measurement<'_> {
             lines.iter().for_each(|line| print_progress(line));
         }
         print_progress(&format!(
-            "{}: the server used {:.2} cores; the attacker reports {result}; {}",
+            "{}: the server used {:.2} cores, the hypervisor took {:.2}; the attacker reports {result}; {}",
             attack.name(),
             (after.cpu - before.cpu) as f64 / (self.seconds * SECOND) as f64,
+            (after.machine.stolen - before.machine.stolen) as f64 / (self.seconds * SECOND) as f64,
             changes(&before.metrics, &after.metrics),
         ));
         self.line(attack, &before, &after, empty, &counted, &result, lines.len())
@@ -220,6 +222,7 @@ impl Measurement<'_> {
             metrics: Metrics::read(&self.file("control.sock"))?,
             memory: server.process.memory()?,
             cpu: server.process.cpu()?,
+            machine: MachineCpu::read()?,
         })
     }
 

@@ -1,7 +1,8 @@
 //! Priorities of the processes, so that the scheduler does not decide about the call.
 //!
 //! On a server of its own, the network delivers packets whatever the server does, and the ends of the call are elsewhere.
-//! Here, they share the CPUs. The call's ends go first, then the server, then the attacker, which has one CPU.
+//! Here, they share the CPUs. The call's ends go first, then the server, then the kernel's threads for packets
+//! (`ksoftirqd`, niceness 0), then the attacker, which has one CPU.
 
 use std::process::{Command, Stdio};
 
@@ -14,10 +15,10 @@ use crate::load::Outcome;
 pub(crate) const CALL: i32 = -15;
 
 /// That of the server.
-pub(crate) const SERVER: i32 = -10;
+pub(crate) const SERVER: i32 = -5;
 
 /// That of the attacker.
-pub(crate) const ATTACKER: i32 = -5;
+pub(crate) const ATTACKER: i32 = 10;
 
 /// Sets the niceness of this process, which must have one thread.
 pub(crate) fn set(nice: i32) -> Outcome<()> {

