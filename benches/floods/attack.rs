@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use crate::load::{Commands, Job, Outcome};
 use crate::output::print;
-use crate::priority::{self, ATTACKER};
-use crate::{clients, forged, load, measure, roles, streams};
+use crate::{clients, forged, load, measure, priority, roles, streams};
 
 /// Packets per second of the paced floods.
 pub(crate) const RATE: u64 = 100_000;
@@ -106,9 +105,8 @@ impl AttackArguments {
     /// Floods for the time of a window. Reports `ready`, and the number of packets or connections within the window. Then
     /// it waits until it is killed, because its counters are read through its process.
     pub(crate) fn run(&self) -> Outcome<()> {
-        priority::set(ATTACKER)?;
-        priority::stay_on_last_cpu()?;
         roles::die_with_parent()?;
+        priority::set_attacker()?;
         turnserver::net::limits::raise_open_files()?;
         load::clock::sleep_precisely();
         let commands = roles::commands();

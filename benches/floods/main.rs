@@ -143,7 +143,7 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     for attack in Attack::selected(&arguments.flood) {
         match measurement.run(attack) {
             Ok(line) => {
-                print_progress(&format!("{:?}", line));
+                print_progress(&format!("{}", line.join(" | ")));
                 lines.push(line);
             }
             Err(error) if interrupt::interrupted() => return Err(error),
