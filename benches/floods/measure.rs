@@ -163,12 +163,13 @@ impl Measurement<'_> {
             lines.iter().for_each(|line| print_progress(line));
         }
         print_progress(&format!(
-            "{}: the server used {:.2} cores, the hypervisor took {:.2}; the longest iteration took {} ms; \
-             the attacker reports {result}; {}",
+            "{}: the server used {:.2} cores, the hypervisor took {:.2}; the longest iteration took {:.1} ms; \
+             p99 up, down, TCP up, down, in µs: {:?}; the attacker reports {result}; {}",
             attack.name(),
             (after.cpu - before.cpu) as f64 / (self.seconds * SECOND) as f64,
             (after.machine.stolen - before.machine.stolen) as f64 / (self.seconds * SECOND) as f64,
             after.metrics.longest_iteration(),
+            counted.iter().map(|side| side.number("p99").map_or(0.0, |p99| (p99 / 1000.0).round())).collect::<Vec<_>>(),
             changes(&before.metrics, &after.metrics),
         ));
         self.line(attack, &before, &after, empty, &counted, &result, lines.len())

