@@ -87,7 +87,7 @@ impl Worker {
         };
         self.shell.flush_to_peers(&mut self.datagrams);
         self.shell.carry_out(now);
-        self.shell.end_task(more);
+        self.shell.flush_to_clients();
         Ok(more)
     }
 

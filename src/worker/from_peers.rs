@@ -34,10 +34,7 @@ const PER_CALL: usize = 16;
 /// The number of packets from peers and ICMP errors after which other tasks run.
 const MAX_PACKETS: usize = 512;
 
-/// The number of tasks after which waiting datagrams are sent, even if the iteration does not end.
-const MAX_TASKS: u32 = 128;
-
-/// The number of datagrams for clients after which they are sent, even if the iteration does not end.
+/// The number of datagrams for clients after which they are sent, even if more relay sockets are ready.
 const MAX_WAITING: usize = 256;
 
 /// The number of ICMP errors of one relay socket after which other sockets are served.
@@ -76,9 +73,8 @@ impl Shell {
                 break;
             }
         }
-        let more = self.relays.ready_count() > 0;
-        self.end_task(more);
-        more
+        self.flush_to_clients();
+        self.relays.ready_count() > 0
     }
 
     /// Serves a relay socket: first its ICMP errors, then the datagrams that one call receives.
@@ -130,7 +126,9 @@ impl Shell {
             served.packets += self.serve_peer(now, socket, slot, &datagram);
         }
         self.carry_out(now);
-        self.end_task(false);
+        if self.to_clients.len() >= MAX_WAITING {
+            self.flush_to_clients();
+        }
         Ok(served)
     }
 
@@ -250,6 +248,9 @@ impl Shell {
     }
 
     /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.
+    ///
+    /// Every task that may have queued some calls it before it waits or yields: while clients keep connecting, for
+    /// example, the iteration does not end.
     pub(super) fn flush_to_clients(&mut self) {
         let Self { to_clients, listeners, statistics, server, packet_log, clock, .. } = self;
         let sockets = listeners.iter().map(|listener| listener.socket.get_ref());
@@ -257,16 +258,6 @@ impl Shell {
             packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
             super::count_sent(server, statistics, Direction::ToClient, result);
         });
-        self.tasks = 0;
-    }
-
-    /// Ends a step of a task, which may have queued datagrams. If the task has `more` to do, they are sent now, because
-    /// the iteration may still take long.
-    pub(super) fn end_task(&mut self, more: bool) {
-        self.tasks += 1;
-        if more || self.tasks >= MAX_TASKS || self.to_clients.len() >= MAX_WAITING {
-            self.flush_to_clients();
-        }
     }
 
     /// Begins an iteration of the event loop.
@@ -274,9 +265,8 @@ impl Shell {
         self.iterations.begin(self.clock.elapsed());
     }
 
-    /// Ends an iteration of the event loop: sends the waiting datagrams, and returns how long to pause.
+    /// Ends an iteration of the event loop, and returns how long to pause.
     pub(super) fn end_iteration(&mut self) -> Option<Duration> {
-        self.flush_to_clients();
         if !self.pace.take_served() {
             self.connections.worker_is_idle();
         }

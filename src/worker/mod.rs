@@ -271,8 +271,6 @@ struct Shell {
     response: Box<[u8]>,
     pace: Pace,
     iterations: Iterations,
-    /// The number of tasks that have run since waiting datagrams were sent to clients.
-    tasks: u32,
     clock: Clock,
     rng: StdRng,
     events: EventLog,
@@ -301,7 +299,6 @@ impl Worker {
             response: vec![0; RESPONSE_BUFFER].into(),
             iterations: Iterations::new(plan.clock.elapsed()),
             pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
-            tasks: 0,
             clock: plan.clock,
             rng: plan.rng,
             events: EventLog::new(plan.index, Arc::clone(&privacy)),

@@ -233,7 +233,7 @@ impl Worker {
         // The waiting datagrams are sent now, because the next connection is read into the same buffer.
         self.shell.flush_to_peers(&mut self.stream);
         self.shell.carry_out(now);
-        self.shell.end_task(full || inbound.more);
+        self.shell.flush_to_clients();
         inbound.keep(self.stream.buffer.get(served).unwrap_or_default());
         received?;
         if std::mem::take(&mut inbound.requested) {
