@@ -30,6 +30,10 @@ pub(crate) enum Attack {
     BindingUnpaced,
     /// Binding requests of one source as fast as one CPU sends.
     OneSource,
+    /// The same in segmented datagrams, which arrive as after the GRO of a network card.
+    OneSourceMerged,
+    /// Empty ChannelData of one source without an allocation, in segmented datagrams.
+    EmptyMerged,
     /// ChannelData without an allocation from random sources, 100 000 packets/s.
     ChannelData,
     /// Allocate requests with a valid nonce and a wrong password, from random ports of one source, 100 000 packets/s.
@@ -66,7 +70,16 @@ impl Attack {
         use Attack::*;
         matches!(
             self,
-            Junk | JunkUnpaced | Allocate | Binding | BindingUnpaced | OneSource | ChannelData | WrongCredentials | Icmp
+            Junk | JunkUnpaced
+                | Allocate
+                | Binding
+                | BindingUnpaced
+                | OneSource
+                | OneSourceMerged
+                | EmptyMerged
+                | ChannelData
+                | WrongCredentials
+                | Icmp
         )
     }
 
@@ -138,7 +151,7 @@ impl AttackArguments {
                 };
                 return load::churn::run(&job, 32, commands, &mut print);
             }
-            Attack::OneSource => clients::one_source(self, commands)?,
+            Attack::OneSource | Attack::OneSourceMerged | Attack::EmptyMerged => clients::one_source(self, commands)?,
             Attack::LineRate => clients::line_rate(self, commands)?,
             Attack::Circle => clients::circle(self, commands)?,
             Attack::TlsAbandoned => streams::tls(self, commands, streams::Handshake::Abandoned)?,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use turnserver::stun::TransactionId;
 
-use crate::attack::AttackArguments;
+use crate::attack::{Attack, AttackArguments};
 use crate::load::allocation::{CHANNEL, allocate, allocate_relayed, bind_channel};
 use crate::load::datagrams::{self, Receiver};
 use crate::load::frame::Template;
@@ -21,10 +21,14 @@ const DEAF: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
 /// Packets that each client of the circle sends at the beginning.
 const CIRCULATING: usize = 256;
 
-/// Sends Binding requests from one socket as fast as possible.
+/// Sends Binding requests or empty ChannelData from one socket as fast as possible.
 pub(crate) fn one_source(attack: &AttackArguments, commands: &Commands) -> Outcome<u64> {
     let socket = udp(attack.own, attack.server)?;
-    send_at_line_rate(&socket, &binding_request(TransactionId::new([9; 12]))?, commands)
+    let message = match attack.flood {
+        Attack::EmptyMerged => vec![0x40, 0, 0, 0],
+        _ => binding_request(TransactionId::new([9; 12]))?,
+    };
+    send_at_line_rate(&socket, &message, attack.flood != Attack::OneSource, commands)
 }
 
 /// Sends ChannelData as fast as possible to a peer that does not read.
@@ -35,11 +39,12 @@ pub(crate) fn line_rate(attack: &AttackArguments, commands: &Commands) -> Outcom
     let session = allocate(&mut link)?;
     bind_channel(&mut link, &session, peer.local_addr()?)?;
     let message = [&CHANNEL.to_be_bytes()[..], &1000_u16.to_be_bytes(), &[0x5a; 1000]].concat();
-    send_at_line_rate(&socket, &message, commands)
+    send_at_line_rate(&socket, &message, false, commands)
 }
 
-/// Sends a message as fast as possible, and returns how many were sent within the measurement.
-fn send_at_line_rate(socket: &UdpSocket, message: &[u8], commands: &Commands) -> Outcome<u64> {
+/// Sends a message as fast as possible, each as a datagram or merged, and returns how many were sent within the
+/// measurement.
+fn send_at_line_rate(socket: &UdpSocket, message: &[u8], is_merged: bool, commands: &Commands) -> Outcome<u64> {
     print("ready");
     let window = commands.window()?;
     clock::sleep_until(window.start);
@@ -49,7 +54,11 @@ fn send_at_line_rate(socket: &UdpSocket, message: &[u8], commands: &Commands) ->
         if now >= window.to {
             return Ok(counted);
         }
-        datagrams::send_each(socket, &messages, message.len(), &[]);
+        if is_merged {
+            datagrams::send_merged(socket, &messages, u16::try_from(message.len())?, None);
+        } else {
+            datagrams::send_each(socket, &messages, message.len(), &[]);
+        }
         counted += if window.counts(now) { BATCH as u64 } else { 0 };
     }
 }

@@ -199,6 +199,11 @@ impl Measurement<'_> {
             }
             // The kernel handles ICMP errors about other sockets.
             Attack::Icmp => (packets, delta("turnserver_relayed_icmp_errors_total")),
+            // The interface counts a segmented datagram once.
+            Attack::OneSourceMerged | Attack::EmptyMerged => {
+                let sent = result.get("sent").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+                (sent, delta("turnserver_dropped_packets_total") + delta("turnserver_answered_requests_total"))
+            }
             _ => (packets, packets - delta("turnserver_receive_buffer_drops_total")),
         };
         let sent = after.traffic.sent_bytes - before.traffic.sent_bytes;
