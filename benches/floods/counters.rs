@@ -54,7 +54,9 @@ impl Metrics {
 
     /// Returns the longest iteration of an event loop that the server remembers, in milliseconds.
     pub(crate) fn longest_iteration(&self) -> f64 {
-        let of = |line: &str| line.strip_prefix("turnserver_event_loop_longest_iteration_seconds{")?.rsplit_once(' ')?.1.parse().ok();
+        let of = |line: &str| {
+            line.strip_prefix("turnserver_event_loop_longest_iteration_seconds{")?.rsplit_once(' ')?.1.parse().ok()
+        };
         1000.0 * self.0.lines().filter_map(of).fold(0.0, f64::max)
     }
 

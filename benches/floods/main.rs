@@ -135,8 +135,13 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     interrupt::catch()?;
     let directory = Directory::make()?;
     let network = Network::namespaces(Setup::Attack)?;
-    let measurement =
-        Measurement { ours, directory: &directory.0, network: &network, seconds: arguments.seconds, log: arguments.log };
+    let measurement = Measurement {
+        ours,
+        directory: &directory.0,
+        network: &network,
+        seconds: arguments.seconds,
+        log: arguments.log,
+    };
     measurement.prepare()?;
     print_progress(&format!("load average: {}", counters::load_average()));
     let (mut lines, mut failed) = (Vec::new(), false);

@@ -143,7 +143,6 @@ impl Measurement<'_> {
         attacker.wait_for("ready", STEP_TIMEOUT)?;
 
         let empty = server.process.memory()?;
-        server.take_lines();
         // Leaves time for all roles to receive the command.
         let start = clock::now() + 50 * MILLISECOND;
         let from = start + WARM_UP * SECOND;
@@ -154,11 +153,12 @@ impl Measurement<'_> {
         attacker.send_command(&window.command())?;
         wait_until(window.from)?;
         let before = self.sample(server, &attacker)?;
+        server.take_lines();
         wait_until(window.to)?;
         let after = self.sample(server, &attacker)?;
+        let lines = server.take_lines();
         let counted = sides.iter().map(Side::result).collect::<Outcome<Vec<_>>>()?;
         let result: serde_json::Value = serde_json::from_str(&attacker.wait_for("result", STEP_TIMEOUT)?)?;
-        let lines = server.take_lines();
         if self.log {
             lines.iter().for_each(|line| print_progress(line));
         }
@@ -191,24 +191,26 @@ impl Measurement<'_> {
         let seconds = self.seconds as f64;
         let packets = (after.traffic.sent_packets - before.traffic.sent_packets) as f64;
         let delta = |family: &str| after.metrics.sum(family).saturating_sub(before.metrics.sum(family)) as f64;
+        let dropped = delta("turnserver_dropped_packets_total");
         let (offered, served) = match attack {
             Attack::None => (0.0, 0.0),
             _ if attack.connects() => {
                 let begun = result.get("sent").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
                 (begun, delta("turnserver_accepted_connections_total"))
             }
-            // The kernel handles ICMP errors about other sockets.
-            Attack::Icmp => (packets, delta("turnserver_relayed_icmp_errors_total")),
+            // The kernel drops those about other ports.
+            Attack::Icmp => (packets, delta("turnserver_relayed_icmp_errors_total") + dropped),
             // The interface counts a segmented datagram once.
             Attack::OneSourceMerged | Attack::EmptyMerged => {
                 let sent = result.get("sent").and_then(serde_json::Value::as_f64).unwrap_or(0.0);
-                (sent, delta("turnserver_dropped_packets_total") + delta("turnserver_answered_requests_total"))
+                (sent, dropped + delta("turnserver_answered_requests_total"))
             }
             _ => (packets, packets - delta("turnserver_receive_buffer_drops_total")),
         };
         let sent = after.traffic.sent_bytes - before.traffic.sent_bytes;
         let received = after.traffic.received_bytes - before.traffic.received_bytes;
-        let share = if attack.is_unverified() { format!("{:.3}", received as f64 / sent as f64) } else { String::new() };
+        let share =
+            if attack.is_unverified() { format!("{:.3}", received as f64 / sent as f64) } else { String::new() };
         Ok(vec![
             attack.name(),
             format!("{:.0}", offered / seconds),
@@ -236,7 +238,8 @@ impl Measurement<'_> {
 
     fn start_attacker(&self, attack: Attack, sides: &[Side]) -> Outcome<Role> {
         let Addresses { client, listen, port, tls_port, relay, peer, attacker } = &self.network.addresses;
-        let ports: Vec<String> = sides.iter().filter_map(|side| side.peer_address.rsplit(':').next()).map(str::to_owned).collect();
+        let ports: Vec<String> =
+            sides.iter().filter_map(|side| side.peer_address.rsplit(':').next()).map(str::to_owned).collect();
         let arguments = [
             "attacker".to_owned(),
             format!("--flood={}", attack.name()),
@@ -283,7 +286,8 @@ struct Ends {
 
 impl Ends {
     fn of(up: &Counted, down: &Counted) -> Outcome<Self> {
-        let both = |name: &str| Ok::<_, Box<dyn std::error::Error + Send + Sync>>([up.number(name)?, down.number(name)?]);
+        let both =
+            |name: &str| Ok::<_, Box<dyn std::error::Error + Send + Sync>>([up.number(name)?, down.number(name)?]);
         let (sent, delivered) = (both("sent")?.iter().sum::<f64>(), both("delivered")?.iter().sum::<f64>());
         let slower = |name: &str| both(name).map(|[up, down]| up.max(down) / 1000.0);
         Ok(Self { loss: 100.0 * (sent - delivered).max(0.0) / sent, p50: slower("p50")?, p99: slower("p99")? })

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::interrupt;
-use crate::load::clock::{self, MILLISECOND};
 use crate::load::Outcome;
+use crate::load::clock::{self, MILLISECOND};
 use crate::network::{Host, Network};
 use crate::process::Role;
 use crate::scenario::{Scenario, Transport};

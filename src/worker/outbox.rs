@@ -1,4 +1,4 @@
-//! Datagrams that wait to be sent together at the end of a batch or of an iteration of the event loop.
+//! Datagrams that wait to be sent together at the end of a batch or of a step of a task.
 //!
 //! An outbox refers to a buffer by ranges. [`Staged`] keeps both together, so that no range is ever applied to another
 //! buffer.

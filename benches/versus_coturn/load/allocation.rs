@@ -81,7 +81,8 @@ pub(crate) fn allocate_relayed(link: &mut Link) -> Outcome<(Session, SocketAddr)
     }
     let session = session_from(&challenge)?;
     let response = expect_success(link, &allocation(), &session)?;
-    let relayed = Message::parse(&response)?.get::<XorRelayedAddress>()?.ok_or("the response has no relayed address")?;
+    let relayed =
+        Message::parse(&response)?.get::<XorRelayedAddress>()?.ok_or("the response has no relayed address")?;
     Ok((session, relayed.0))
 }
 
