@@ -88,7 +88,7 @@ impl Servers {
                 configuration += &match (kind, network.setup()) {
                     (Kind::Offloaded, _) => self.offload(),
                     (_, Setup::Offload) => "[offload]\nmode = \"off\"\n".to_owned(),
-                    (_, Setup::Plain) => String::new(),
+                    (_, Setup::Plain | Setup::Attack) => String::new(),
                 };
                 fs::write(&path, configuration)?;
                 (&self.ours, vec!["--config".to_owned(), text(&path)])
