@@ -148,7 +148,7 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     for attack in Attack::selected(&arguments.flood) {
         match measurement.run(attack) {
             Ok(line) => {
-                print_progress(&format!("{}", line.join(" | ")));
+                print_progress(&line.join(" | "));
                 lines.push(line);
             }
             Err(error) if interrupt::interrupted() => return Err(error),

@@ -13,6 +13,7 @@ mod roles;
 mod round;
 mod scenario;
 mod server;
+#[allow(dead_code, reason = "another benchmark uses the rest of it")]
 mod side;
 mod summary;
 mod table;

@@ -1,6 +1,5 @@
 //! Processes that end with the benchmark, and their resource use.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -100,14 +99,9 @@ impl Server {
 
     /// Returns the last lines of its output.
     pub(crate) fn last_lines(&self) -> String {
-        let mut last = VecDeque::new();
-        for line in self.lines.try_iter() {
-            last.push_back(line);
-            if last.len() > KEPT_LINES {
-                last.pop_front();
-            }
-        }
-        Vec::from(last).join("\n")
+        let mut last = self.take_lines();
+        last.drain(..last.len().saturating_sub(KEPT_LINES));
+        last.join("\n")
     }
 
     /// Returns the lines since the last call.
