@@ -29,6 +29,9 @@ mod scenario;
 #[allow(dead_code, reason = "the benchmark uses the rest")]
 #[path = "../benches/versus_coturn/server.rs"]
 mod server;
+#[allow(dead_code, reason = "the benchmark uses the rest")]
+#[path = "../benches/versus_coturn/side.rs"]
+mod side;
 #[path = "../benches/versus_coturn/summary.rs"]
 mod summary;
 #[cfg(test)]
