@@ -3,6 +3,7 @@
 #![allow(
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "tests fail by panicking; clippy.toml allows this only in #[test] functions, not in their helpers"
 )]
