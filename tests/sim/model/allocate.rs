@@ -112,7 +112,8 @@ impl Model {
         if token.is_some()
             && (has(AttributeType::EVEN_PORT)
                 || has(AttributeType::REQUESTED_ADDRESS_FAMILY)
-                || has(AttributeType::ADDITIONAL_ADDRESS_FAMILY))
+                || has(AttributeType::ADDITIONAL_ADDRESS_FAMILY)
+                || (self.setup.draft_dual_allocation && has(AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY)))
         {
             return Err(fail(400));
         }
