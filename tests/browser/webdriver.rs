@@ -76,10 +76,7 @@ impl Browser {
             command = Command::new("unshare");
             command.args(["--mount", "sh", "-c", &script, "sh", "chromedriver"]);
         }
-        let chromedriver = Process::start(command.arg("--port=0"), Some(PACKAGES));
-        let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
-        let port =
-            port.unwrap_or_else(|| panic!("chromedriver reports no port; its output:\n{}", chromedriver.output()));
+        let (chromedriver, port) = start_driver(command.arg("--port=0"));
         let mut browser =
             Self { driver: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), chromedriver, profile };
         browser.session = browser.new_session(&options);
@@ -206,6 +203,20 @@ impl Drop for Browser {
         if !self.session.is_empty() {
             let _ = self.command("DELETE", &format!("/session/{}", self.session), &json!({}));
         }
+    }
+}
+
+/// Starts the driver, and returns its port. It takes a free port of IPv6, and ends if another program has the same one of
+/// IPv4; then it is started again.
+fn start_driver(command: &mut Command) -> (Process, u16) {
+    loop {
+        let chromedriver = Process::start(command, Some(PACKAGES));
+        let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
+        if let Some(port) = port {
+            return (chromedriver, port);
+        }
+        let output = chromedriver.output();
+        assert!(output.contains("port not available"), "chromedriver reports no port; its output:\n{output}");
     }
 }
 
