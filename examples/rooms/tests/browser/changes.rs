@@ -81,16 +81,9 @@ fn choice_of_a_layer(transport: &str) {
     report("choice of a layer", transport, "pictures 160, 320 and 160 pixels wide", None);
 }
 
-over_each_transport! {
-    a_call_goes_on_from_the_mesh_to_the_forwarding_unit_and_back: changes_of_the_mode;
-    a_muted_microphone_is_silent_and_a_camera_that_is_off_shows_nothing: mute_and_camera;
-    a_viewer_gets_the_layer_that_it_chooses: choice_of_a_layer;
-}
-
-#[test]
-fn the_quality_is_judged_and_the_report_names_addresses_only_on_request() {
+fn quality(transport: &str) {
     let place = Place::new();
-    let [ann, ben] = place.pair("udp");
+    let [ann, ben] = place.pair(transport);
     ben.wait_for_frames(10);
     ann.wait("for some samples", "Object.values(rooms.report().connections)[0]?.lastMinute.rtt");
     let level = ann.wait("for the verdict", "document.getElementById('quality-level').textContent.trim()");
@@ -100,6 +93,14 @@ fn the_quality_is_judged_and_the_report_names_addresses_only_on_request() {
     assert!(quiet.as_str().unwrap().contains(r#""local":"relay","remote":"relay""#), "{quiet}");
     assert!(!quiet.as_str().unwrap().contains("127.0.0.1"), "{quiet}");
     assert!(full.as_str().unwrap().contains("127.0.0.1"), "{full}");
+    ann.paths_over(transport);
+}
+
+over_each_transport! {
+    a_call_goes_on_from_the_mesh_to_the_forwarding_unit_and_back: changes_of_the_mode;
+    a_muted_microphone_is_silent_and_a_camera_that_is_off_shows_nothing: mute_and_camera;
+    a_viewer_gets_the_layer_that_it_chooses: choice_of_a_layer;
+    the_quality_is_judged_and_the_report_names_addresses_only_on_request: quality;
 }
 
 #[test]
