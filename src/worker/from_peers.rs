@@ -265,6 +265,11 @@ impl Shell {
         self.iterations.begin(self.clock.elapsed());
     }
 
+    /// Begins the next iteration of the event loop, without a wait: a task continues that yielded in the one of this number.
+    pub(super) fn next_iteration(&mut self, number: u64) {
+        self.iterations.next(number, self.clock.elapsed());
+    }
+
     /// Ends an iteration of the event loop, and returns how long to pause.
     pub(super) fn end_iteration(&mut self) -> Option<Duration> {
         if !self.pace.take_served() {

@@ -1,7 +1,8 @@
 //! Measures the iterations of an event loop: how long each takes, and for how much of the time the loop is busy.
 //!
-//! An iteration begins when the thread has waited for events, and ends when it waits again. All times are those of the
-//! process's clock.
+//! An iteration begins when the runtime has looked for events. It ends when the thread waits for more or, on a busy
+//! worker, when a task continues that had yielded: the runtime has looked for events in between. All times are those
+//! of the process's clock.
 
 use std::time::Duration;
 
@@ -15,9 +16,12 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The iterations of a worker.
 #[derive(Debug)]
 pub(super) struct Iterations {
-    /// When the current iteration began; `None` while the thread waits.
-    began: Option<Duration>,
-    /// The duration of all iterations that have ended.
+    /// When the thread last stopped waiting; `None` while it waits.
+    awake: Option<Duration>,
+    /// When the current iteration began, and its number.
+    began: Duration,
+    number: u64,
+    /// The time in which the thread did not wait, without that since `awake`.
     busy: Duration,
     /// The longest iteration since `since`, and the longest of the period before.
     longest: Duration,
@@ -31,7 +35,9 @@ pub(super) struct Iterations {
 impl Iterations {
     pub(super) fn new(now: Duration) -> Self {
         Self {
-            began: Some(now),
+            awake: Some(now),
+            began: now,
+            number: 0,
             busy: Duration::ZERO,
             longest: Duration::ZERO,
             before: Duration::ZERO,
@@ -41,17 +47,32 @@ impl Iterations {
         }
     }
 
-    /// Begins an iteration.
+    /// Begins an iteration: the thread has waited.
     pub(super) fn begin(&mut self, now: Duration) {
-        self.began = Some(now);
+        self.awake = Some(now);
+        self.began = now;
     }
 
-    /// Ends the iteration.
+    /// Returns the number of the current iteration, for [`Iterations::next`].
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Ends an iteration, and begins the next one without a wait: a task continues that yielded in the iteration of
+    /// this number. Of several, the first one ends it.
+    pub(super) fn next(&mut self, number: u64, now: Duration) {
+        if number == self.number {
+            self.number += 1;
+            self.longest = self.longest.max(now.saturating_sub(self.began));
+            self.began = now;
+        }
+    }
+
+    /// Ends the iteration: the thread waits.
     pub(super) fn end(&mut self, now: Duration) {
-        let Some(began) = self.began.take() else { return };
-        let took = now.saturating_sub(began);
-        self.busy += took;
-        self.longest = self.longest.max(took);
+        let Some(awake) = self.awake.take() else { return };
+        self.busy += now.saturating_sub(awake);
+        self.longest = self.longest.max(now.saturating_sub(self.began));
     }
 
     /// Measures the time since the last tick.
@@ -70,7 +91,7 @@ impl Iterations {
 
     /// Returns the time in which the thread did not wait, including that of the current iteration.
     pub(super) fn busy(&self, now: Duration) -> Duration {
-        self.busy + self.began.map_or(Duration::ZERO, |began| now.saturating_sub(began))
+        self.busy + self.awake.map_or(Duration::ZERO, |awake| now.saturating_sub(awake))
     }
 
     /// Returns the part of the time between the last two ticks in which the thread did not wait, in millionths.
@@ -105,6 +126,21 @@ mod tests {
         assert_eq!(iterations.busy_per_million(), 250_000);
         iterations.tick(ms(2_000));
         assert_eq!(iterations.busy_per_million(), 1_000_000);
+    }
+
+    #[test]
+    fn an_iteration_of_a_loop_that_never_waits_ends_when_tasks_continue() {
+        let mut iterations = Iterations::new(ms(0));
+        // Two tasks that take 10 ms each and yield, and then continue in the same order.
+        for iteration in 0..100 {
+            iterations.next(iteration, ms(20 * (iteration + 1)));
+            iterations.next(iteration, ms(20 * (iteration + 1) + 10));
+        }
+        assert_eq!((iterations.number(), iterations.longest()), (100, ms(20)));
+        assert_eq!(iterations.busy(ms(2_050)), ms(2_050));
+        // The last one waits.
+        iterations.end(ms(2_090));
+        assert_eq!((iterations.busy(ms(3_000)), iterations.longest()), (ms(2_090), ms(90)));
     }
 
     #[test]

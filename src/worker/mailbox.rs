@@ -9,10 +9,10 @@ use std::rc::Weak;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::yield_now;
 
 use super::connections::EvictionRequest;
-use super::{BoundListener, Described, Snapshot, Worker, tasks};
+use super::tasks::{self, yield_to_tasks};
+use super::{BoundListener, Described, Snapshot, Worker};
 use crate::transport::{Endpoint, Transport};
 use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
@@ -170,10 +170,10 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                     let Some(worker) = worker.upgrade() else { return };
                     unserved = worker.borrow_mut().end_unserved(cursor, ENDED, &before);
                     drop(worker);
-                    yield_now().await;
+                    yield_to_tasks().await;
                 }
                 while worker.upgrade().is_some_and(|worker| worker.borrow_mut().review(BUDGET)) {
-                    yield_now().await;
+                    yield_to_tasks().await;
                 }
                 let _ = done.send(failed);
             }
@@ -192,7 +192,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                     let Some(this) = worker.upgrade() else { return };
                     next = this.borrow().seek_oldest(cursor, LOOKS, &mut oldest);
                     drop(this);
-                    yield_now().await;
+                    yield_to_tasks().await;
                 }
                 let Some(this) = worker.upgrade() else { return };
                 let _ = response.send(this.borrow().found_oldest(&oldest));
@@ -207,7 +207,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                     let Some(this) = worker.upgrade() else { return };
                     ended += this.borrow_mut().end_allocations(ids, operator);
                     drop(this);
-                    yield_now().await;
+                    yield_to_tasks().await;
                 }
                 let _ = response.send(ended);
             }
@@ -221,6 +221,6 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 worker.borrow().evict_for_other(eviction);
             }
         }
-        yield_now().await;
+        yield_to_tasks().await;
     }
 }

@@ -58,7 +58,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
             () = panicked.notified() => return Err(io::Error::other("a task panicked")),
             _ = ticks.tick() => {
                 while advance(&worker) {
-                    yield_now().await;
+                    yield_to_tasks().await;
                 }
                 let mut worker = worker.borrow_mut();
                 let now = worker.shell.now();
@@ -225,7 +225,7 @@ impl Acceptor {
         }
         // Connections that this one evicts are closed before the next one is accepted, so that their descriptors are
         // free.
-        yield_now().await;
+        yield_to_tasks().await;
         true
     }
 
@@ -372,7 +372,7 @@ async fn serve_watched(worker: Weak<RefCell<Worker>>, readable: Readable, watch:
             worker.shell.serve_relays(now) || read.is_ok()
         };
         if more {
-            yield_now().await;
+            yield_to_tasks().await;
         }
     }
 }
@@ -381,7 +381,7 @@ async fn serve_watched(worker: Weak<RefCell<Worker>>, readable: Readable, watch:
 async fn wait_for_more(more: io::Result<bool>) {
     match more {
         Ok(false) => {}
-        Ok(true) => yield_now().await,
+        Ok(true) => yield_to_tasks().await,
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
         Err(error) => {
             tracing::debug!(event = "receive-failed", %error, "cannot receive");
@@ -393,6 +393,16 @@ async fn wait_for_more(more: io::Result<bool>) {
 thread_local! {
     /// The worker of this thread.
     static WORKER: RefCell<Weak<RefCell<Worker>>> = const { RefCell::new(Weak::new()) };
+}
+
+/// Lets other tasks run, and the runtime look for events.
+pub(super) async fn yield_to_tasks() {
+    let worker = || WORKER.with_borrow(Weak::upgrade);
+    let iteration = worker().map(|worker| worker.borrow().shell.iterations.number());
+    yield_now().await;
+    if let (Some(worker), Some(iteration)) = (worker(), iteration) {
+        worker.borrow_mut().shell.next_iteration(iteration);
+    }
 }
 
 /// Begins an iteration: the thread has waited for events.

@@ -22,13 +22,13 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::task::yield_now;
 
 use super::by_source::{BySource, Source};
 use super::{Admitted, CloseReason};
 use crate::net::tls::{Acceptor, Failure, Stream, Usage};
 use crate::turn::Instant;
 use crate::worker::Worker;
+use crate::worker::tasks::yield_to_tasks;
 
 #[cfg(test)]
 mod tests;
@@ -163,7 +163,7 @@ impl Handshake {
         let (all, idle) = (Rc::clone(&self.all), Rc::clone(&this.idle));
         tokio::task::spawn_local(async move {
             if pause == Duration::ZERO {
-                yield_now().await;
+                yield_to_tasks().await;
             } else {
                 // The event loop looks for packets between this wait and the next signature.
                 let _ = tokio::time::timeout(pause, idle.notified()).await;

@@ -9,7 +9,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::outbound::Outbound;
@@ -19,6 +18,7 @@ use crate::ip_fields::IpFields;
 use crate::net::tls::{Failure, Usage};
 use crate::turn::{self, ClientBurst, Deadline, DropReason, FiveTuple, Frame, Instant, Outcome};
 use crate::worker::event_log::Host;
+use crate::worker::tasks::yield_to_tasks;
 use crate::worker::{LARGEST_READ, Now, Worker};
 
 /// The longest request of a client that has had no allocation on the connection, in bytes. One read of its connection
@@ -162,7 +162,7 @@ where
         match step.await {
             Ok(Step::Read(false)) => {}
             // Other tasks run before this one continues.
-            Ok(Step::Read(true)) => yield_now().await,
+            Ok(Step::Read(true)) => yield_to_tasks().await,
             Ok(Step::Timer) => {
                 let Some(worker) = worker.upgrade() else { return CloseReason::ServerStopped };
                 match worker.borrow().remaining_time(tuple, &mut inbound) {

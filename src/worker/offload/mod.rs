@@ -27,9 +27,9 @@ use std::time::Duration;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use tokio::sync::Notify;
-use tokio::task::yield_now;
 
 use super::Worker;
+use super::tasks::yield_to_tasks;
 use crate::clock;
 use crate::offload::layout::{self, Entry, Received, Sent};
 use crate::offload::maps::{Maps, NotInserted};
@@ -708,7 +708,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>) {
             }
         }
         while worker.upgrade().is_some_and(|worker| worker.borrow_mut().shell.step_offload()) {
-            yield_now().await;
+            yield_to_tasks().await;
         }
     }
 }

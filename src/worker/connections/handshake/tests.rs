@@ -2,7 +2,7 @@ use std::future::poll_fn;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, yield_now};
 use tokio::time::Instant;
 use tokio_rustls::rustls::HandshakeKind;
 
