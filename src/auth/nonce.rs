@@ -1,20 +1,22 @@
 //! Stateless nonces (RFC 8489 §9.2, §18.1).
 //!
-//! A nonce is 28 ASCII characters, a multiple of four so that its attribute needs no padding:
+//! A nonce is 24 ASCII characters, a multiple of four so that its attribute needs no padding:
 //!
 //! ```text
-//! obMatJos2  gAAB                        base64url, 15 characters
-//! cookie     24 feature bits in base64   timestamp (3 bytes) ‖ truncated HMAC-SHA256 (8 bytes)
+//! obMatJos2  gAAB                        abc                      defghijk
+//! cookie     24 feature bits in base64   18 bits of the time      truncated HMAC-SHA256 (6 bytes)
 //! ```
 //!
-//! The HMAC covers the whole time, the client's transport address and the feature bits. The server therefore stores no
-//! nonce, no other client can use it, and its features cannot be changed in transit (RFC 8489 §9.2.1).
+//! The last two parts are base64url. The HMAC covers the whole time, the client's transport address and the feature
+//! bits. The server therefore stores no nonce, no other client can use it, and its features cannot be changed in transit
+//! (RFC 8489 §9.2.1).
 //!
-//! The nonce is as short as is safe, because an unverified source gets it. Someone who forges a source has to guess the
-//! 64 bits of the HMAC, and learns of a success only from packets that go to the forged source. A million guesses per
-//! second for 10 000 years find one nonce with a probability of 2 %. The nonce protects no data: requests are
-//! authenticated by their integrity. The timestamp consists of the low 24 bits of the seconds, which repeat after 194
-//! days. The server adds the bits that bring the time closest to the present, and the HMAC covers these as well.
+//! The nonce is as short as is safe, because an unverified source gets it: with the default realm, a challenge has twice
+//! the bytes of the shortest request. Someone who forges a source has to guess the 48 bits of the HMAC, which takes nine
+//! years at a million guesses per second, and gains a higher limit on the responses to that source until the nonce
+//! expires. The nonce protects no data: requests are authenticated by their integrity. The low 18 bits of the seconds
+//! repeat after 73 hours. The server adds the bits that bring the time closest to the present, and the HMAC covers these
+//! as well.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -29,17 +31,21 @@ use zeroize::Zeroizing;
 use super::Secret;
 use super::features::{self, COOKIE_LEN, SecurityFeatures};
 
-const TIMESTAMP_LEN: usize = 3;
-const MAC_LEN: usize = 8;
-const BODY_LEN: usize = TIMESTAMP_LEN + MAC_LEN;
-const BODY_TEXT_LEN: usize = (BODY_LEN * 8).div_ceil(6);
-const NONCE_LEN: usize = COOKIE_LEN + BODY_TEXT_LEN;
+/// The bits of the time in a nonce: three characters.
+const TIME_BITS: u32 = 18;
+const TIME_TEXT_LEN: usize = 3;
+const MAC_LEN: usize = 6;
+const MAC_TEXT_LEN: usize = 8;
+const NONCE_LEN: usize = COOKIE_LEN + TIME_TEXT_LEN + MAC_TEXT_LEN;
+
+/// The longest lifetime, about 36 hours: times that differ by more could be taken for each other.
+const LONGEST_LIFETIME: u64 = (1 << (TIME_BITS - 1)) - 1;
 
 /// The features that are announced by default.
 const FEATURES: SecurityFeatures = SecurityFeatures { password_algorithms: true, username_anonymity: false };
 
 /// The label that separates a nonce key from other keys derived from the same secret.
-const KEY_LABEL: &[u8] = b"turnserver nonce key 2";
+const KEY_LABEL: &[u8] = b"turnserver nonce key 3";
 
 /// The value of a NONCE attribute: characters of qdtext, without quotes and backslashes (RFC 8489 §14.10).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,18 +110,22 @@ impl NonceMint {
     /// Creates a mint with keys derived from the shared secrets; `None` without a secret.
     ///
     /// It mints with the first key and accepts nonces of all keys. The server still accepts its nonces after a restart,
-    /// and so do other servers with the same secrets. The lifetime is limited to 2³¹ − 1 seconds.
+    /// and so do other servers with the same secrets. The lifetime is limited to 36 hours.
     #[must_use]
     pub fn from_secrets(secrets: &[Secret], lifetime_seconds: u64) -> Option<Self> {
         let mut keys = secrets.iter().map(|secret| Zeroizing::new(hmac_sha256(secret.as_bytes(), &[KEY_LABEL])));
         let first = keys.next()?;
-        Some(Self { keys: (first, keys.collect()), lifetime_seconds, features: FEATURES })
+        Some(Self::new(first, keys.collect(), lifetime_seconds))
     }
 
     /// Creates a mint with a random key, for a server without a shared secret. A restart invalidates its nonces.
     #[must_use]
     pub fn from_random(key: [u8; 32], lifetime_seconds: u64) -> Self {
-        Self { keys: (Zeroizing::new(key), Vec::new()), lifetime_seconds, features: FEATURES }
+        Self::new(Zeroizing::new(key), Vec::new(), lifetime_seconds)
+    }
+
+    fn new(first: NonceKey, others: Vec<NonceKey>, lifetime_seconds: u64) -> Self {
+        Self { keys: (first, others), lifetime_seconds: lifetime_seconds.min(LONGEST_LIFETIME), features: FEATURES }
     }
 
     /// Sets the features that new nonces announce, by default only password algorithms.
@@ -133,17 +143,16 @@ impl NonceMint {
     /// Never: the buffer has the length of the encoded nonce.
     #[must_use]
     pub fn mint(&self, unix_now: u64, client: SocketAddr) -> Nonce {
-        let mut body = [0; BODY_LEN];
-        let (timestamp_bytes, mac_bytes) = body.split_at_mut(TIMESTAMP_LEN);
-        timestamp_bytes.copy_from_slice(&low_bytes(unix_now));
         let features = self.features.bits();
-        mac_bytes.copy_from_slice(&mac(&self.keys.0, unix_now, client, features));
+        let mac = mac(&self.keys.0, unix_now, client, features);
 
         let mut nonce = [0; NONCE_LEN];
         let (cookie, text) = nonce.split_at_mut(COOKIE_LEN);
         cookie.copy_from_slice(&features::cookie(features));
-        let written = URL_SAFE_NO_PAD.encode_slice(body, text).expect("the buffer fits the encoded body");
-        debug_assert_eq!(written, BODY_TEXT_LEN);
+        let (time_text, mac_text) = text.split_at_mut(TIME_TEXT_LEN);
+        time_text.copy_from_slice(&encode_time(unix_now));
+        let written = URL_SAFE_NO_PAD.encode_slice(mac, mac_text).expect("the buffer fits the encoded HMAC");
+        debug_assert_eq!(written, MAC_TEXT_LEN);
         Nonce(nonce)
     }
 
@@ -159,8 +168,8 @@ impl NonceMint {
     /// [`NonceError::Invalid`] takes precedence over [`NonceError::Expired`], because only the timestamp of an
     /// authentic nonce is meaningful.
     pub fn check(&self, nonce: &str, unix_now: u64, client: SocketAddr) -> Result<(), NonceError> {
-        let Decoded { features, timestamp, given } = decode(nonce.as_bytes()).ok_or(NonceError::Invalid)?;
-        let minted_at = closest(timestamp, unix_now);
+        let Decoded { features, time, given } = decode(nonce.as_bytes()).ok_or(NonceError::Invalid)?;
+        let minted_at = closest(time, unix_now);
         let (first, others) = &self.keys;
         let mut keys = std::iter::once(first).chain(others);
         let authentic = keys.any(|key| mac(key, minted_at, client, features).ct_eq(&given).into());
@@ -168,7 +177,7 @@ impl NonceMint {
             return Err(NonceError::Invalid);
         }
         let age = unix_now.wrapping_sub(minted_at).cast_signed();
-        let lifetime = i64::from(i32::try_from(self.lifetime_seconds).unwrap_or(i32::MAX));
+        let lifetime = self.lifetime_seconds.cast_signed();
         let alive = -lifetime <= age && age < lifetime;
         if alive { Ok(()) } else { Err(NonceError::Expired) }
     }
@@ -178,7 +187,7 @@ impl NonceMint {
 struct Decoded {
     features: [u8; 3],
     /// The low bits of the time at which the nonce was minted.
-    timestamp: [u8; TIMESTAMP_LEN],
+    time: u32,
     given: [u8; MAC_LEN],
 }
 
@@ -186,29 +195,41 @@ struct Decoded {
 fn decode(nonce: &[u8]) -> Option<Decoded> {
     let (features, text) = features::split(nonce)?;
     SecurityFeatures::from_bits(features)?;
-    // Decoding fails on other alphabets, padding and non-zero trailing bits, so that each nonce has exactly one
-    // encoding.
-    let mut body = [0; BODY_LEN];
-    if text.len() != BODY_TEXT_LEN || URL_SAFE_NO_PAD.decode_slice(text, &mut body).ok()? != BODY_LEN {
+    let (time, mac_text) = text.split_first_chunk()?;
+    // Decoding fails on other alphabets and padding, and no character has unused bits, so that each nonce has exactly
+    // one encoding.
+    let mut given = [0; MAC_LEN];
+    if mac_text.len() != MAC_TEXT_LEN || URL_SAFE_NO_PAD.decode_slice(mac_text, &mut given).ok()? != MAC_LEN {
         return None;
     }
-    let (timestamp, mac) = body.split_first_chunk()?;
-    Some(Decoded { features, timestamp: *timestamp, given: mac.try_into().ok()? })
+    Some(Decoded { features, time: decode_time(*time)?, given })
 }
 
-fn low_bytes(unix_seconds: u64) -> [u8; TIMESTAMP_LEN] {
-    let [.., high, middle, low] = unix_seconds.to_be_bytes();
-    [high, middle, low]
+/// Returns the low bits of the time, as base64url.
+fn encode_time(unix_seconds: u64) -> [u8; TIME_TEXT_LEN] {
+    let [.., high, middle, low] = (unix_seconds << (24 - TIME_BITS)).to_be_bytes();
+    let mut text = [0; TIME_TEXT_LEN + 1];
+    let written = URL_SAFE_NO_PAD.encode_slice([high, middle, low], &mut text);
+    debug_assert_eq!(written, Ok(text.len()));
+    // The fourth character stands for six bits that are zero.
+    let [time @ .., _] = text;
+    time
 }
 
-/// Returns the time closest to `unix_now` that has these low bytes.
-fn closest(low: [u8; TIMESTAMP_LEN], unix_now: u64) -> u64 {
-    let [high, middle, low] = low;
-    let [now_high, now_middle, now_low] = low_bytes(unix_now);
-    let shifted = |bytes| u32::from_be_bytes(bytes);
-    // In the upper 24 bits, so that the sign of the difference is the sign of the word.
-    let difference = shifted([high, middle, low, 0]).wrapping_sub(shifted([now_high, now_middle, now_low, 0]));
-    unix_now.wrapping_add_signed(i64::from(difference.cast_signed() >> 8))
+fn decode_time([first, second, third]: [u8; TIME_TEXT_LEN]) -> Option<u32> {
+    let mut bytes = [0; 3];
+    let read = URL_SAFE_NO_PAD.decode_slice([first, second, third, b'A'], &mut bytes).ok()?;
+    let [high, middle, low] = bytes;
+    (read == bytes.len()).then_some(u32::from_be_bytes([0, high, middle, low]) >> (24 - TIME_BITS))
+}
+
+/// Returns the time closest to `unix_now` that has these low bits.
+fn closest(low: u32, unix_now: u64) -> u64 {
+    const UNUSED: u32 = u32::BITS - TIME_BITS;
+    let [.., a, b, c, d] = unix_now.to_be_bytes();
+    // In the upper bits, so that the sign of the difference is the sign of the word.
+    let difference = (low << UNUSED).wrapping_sub(u32::from_be_bytes([a, b, c, d]) << UNUSED);
+    unix_now.wrapping_add_signed(i64::from(difference.cast_signed() >> UNUSED))
 }
 
 fn mac(key: &NonceKey, unix_seconds: u64, client: SocketAddr, features: [u8; 3]) -> [u8; MAC_LEN] {

@@ -22,7 +22,7 @@ use crate::turn::shared::reservations::Token;
 /// The value of SOFTWARE in responses to Allocate and Refresh (RFC 8656 §5). Only authenticated clients get it.
 const SOFTWARE: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
-/// The password algorithms in order of preference. With the default realm a challenge has 88 bytes, 12 of them for this
+/// The password algorithms in order of preference. With the default realm a challenge has 84 bytes, 12 of them for this
 /// list. The response limit bounds how many challenges an unverified source gets.
 pub(crate) const PASSWORD_ALGORITHMS: PasswordAlgorithms<'static> =
     PasswordAlgorithms::new(&[PasswordAlgorithm::SHA256, PasswordAlgorithm::MD5]);
