@@ -35,6 +35,7 @@ mod summary;
 #[path = "../versus_coturn/table.rs"]
 #[allow(dead_code, reason = "another benchmark uses the rest of it")]
 mod table;
+mod targets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,7 +51,7 @@ use priority::{CALL, SERVER};
 use roles::{Directory, RoleArguments, build_server, exec_program};
 use table::Table;
 
-/// Measures a call while an attacker floods the server.
+/// Measures a call while an attacker floods the server, and fails if the call or the server suffers.
 ///
 /// The call, the server and the attacker are in temporary network namespaces, which requires root, iproute2 and ethtool.
 /// The load never leaves the machine.
@@ -144,12 +145,13 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     };
     measurement.prepare()?;
     print_progress(&format!("load average: {}", counters::load_average()));
-    let (mut lines, mut failed) = (Vec::new(), false);
+    let (mut lines, mut missed, mut failed) = (Vec::new(), Vec::new(), false);
     for attack in Attack::selected(&arguments.flood) {
         match measurement.run(attack) {
-            Ok(line) => {
-                print_progress(&line.join(" | "));
-                lines.push(line);
+            Ok(measured) => {
+                print_progress(&measured.line.join(" | "));
+                missed.extend(measured.missed.iter().map(|target| format!("{}: {target}", attack.name())));
+                lines.push(measured.line);
             }
             Err(error) if interrupt::interrupted() => return Err(error),
             Err(error) => {
@@ -161,5 +163,9 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     let table = Table { headings: &measure::HEADINGS, numbers: measure::NUMBERS, lines };
     print(&if arguments.markdown { table.markdown() } else { table.text() });
     print_progress(&format!("load average: {}", counters::load_average()));
-    if failed { Err("not everything could be measured".into()) } else { Ok(()) }
+    match missed.as_slice() {
+        _ if failed => Err("not everything could be measured".into()),
+        [] => Ok(()),
+        _ => Err(format!("a target was missed:\n{}", missed.join("\n")).into()),
+    }
 }

@@ -16,6 +16,7 @@ use crate::process::{MachineCpu, Role, Server};
 use crate::scenario::{Direction, Framing, Load, Pace, Scenario, Shape, Transport, Work};
 use crate::side::{Counted, Plan, STEP_TIMEOUT, Side, wait_until};
 use crate::table::Line;
+use crate::targets::Observed;
 
 /// The relay ports of the server. So few that forged ICMP errors about random ones meet allocations.
 pub(crate) const RELAY_PORTS: (u16, u16) = (50_000, 52_047);
@@ -97,6 +98,13 @@ struct Sample {
     machine: MachineCpu,
 }
 
+/// The result of a measurement.
+pub(crate) struct Measured {
+    pub(crate) line: Line,
+    /// The targets that were missed.
+    pub(crate) missed: Vec<String>,
+}
+
 impl Measurement<'_> {
     fn file(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -112,7 +120,7 @@ impl Measurement<'_> {
     }
 
     /// Measures the call beside a flood and returns the line of the table.
-    pub(crate) fn run(&self, attack: Attack) -> Outcome<Line> {
+    pub(crate) fn run(&self, attack: Attack) -> Outcome<Measured> {
         let program = ["run", "--"].map(PathBuf::from).into_iter();
         let line = program.chain([self.ours.clone(), "--config".into(), self.file("turnserver.toml")]);
         let server = Server::start(&mut self.network.command(Host::Server, line))?;
@@ -122,7 +130,7 @@ impl Measurement<'_> {
         })
     }
 
-    fn beside(&self, server: &Server, attack: Attack) -> Outcome<Line> {
+    fn beside(&self, server: &Server, attack: Attack) -> Outcome<Measured> {
         let certificate = self.file("certificate.pem");
         let plan = |load| Plan {
             scenario: &CALL,
@@ -185,7 +193,7 @@ impl Measurement<'_> {
         counted: &[Counted],
         result: &serde_json::Value,
         lines: usize,
-    ) -> Outcome<Line> {
+    ) -> Outcome<Measured> {
         let [up, down, tcp_up, tcp_down] = counted else { return Err("the call has four loads".into()) };
         let (udp, tcp) = (Ends::of(up, down)?, Ends::of(tcp_up, tcp_down)?);
         let seconds = self.seconds as f64;
@@ -209,9 +217,16 @@ impl Measurement<'_> {
         };
         let sent = after.traffic.sent_bytes - before.traffic.sent_bytes;
         let received = after.traffic.received_bytes - before.traffic.received_bytes;
-        let share =
-            if attack.is_unverified() { format!("{:.3}", received as f64 / sent as f64) } else { String::new() };
-        Ok(vec![
+        let drawn = attack.is_unverified().then(|| received as f64 / sent as f64);
+        let observed = Observed {
+            udp: &udp,
+            tcp: &tcp,
+            growth: after.memory.saturating_sub(empty),
+            lines_per_second: lines as f64 / seconds,
+            drawn,
+        };
+        let missed = observed.missed();
+        let line = vec![
             attack.name(),
             format!("{:.0}", offered / seconds),
             format!("{:.0}", served / seconds),
@@ -222,8 +237,9 @@ impl Measurement<'_> {
             format!("{:.0}", tcp.p99),
             format!("{} → {}", empty / 1024, after.memory / 1024),
             lines.to_string(),
-            share,
-        ])
+            drawn.map_or(String::new(), |drawn| format!("{drawn:.3}")),
+        ];
+        Ok(Measured { line, missed })
     }
 
     fn sample(&self, server: &Server, attacker: &Role) -> Outcome<Sample> {
@@ -276,12 +292,12 @@ impl Measurement<'_> {
 }
 
 /// The figures of both directions of a part of the call.
-struct Ends {
+pub(crate) struct Ends {
     /// In percent of what was sent.
-    loss: f64,
+    pub(crate) loss: f64,
     /// Those of the slower direction, in microseconds.
     p50: f64,
-    p99: f64,
+    pub(crate) p99: f64,
 }
 
 impl Ends {
