@@ -4,6 +4,9 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "architecture/checks.rs"]
+mod checks;
+#[cfg(test)]
 #[path = "architecture/documents.rs"]
 mod documents;
 #[cfg(test)]

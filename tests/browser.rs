@@ -31,7 +31,6 @@ mod support;
 #[path = "browser/test_page.rs"]
 mod test_page;
 #[cfg(test)]
-#[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "browser/webdriver.rs"]
 mod webdriver;
 

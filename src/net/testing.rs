@@ -103,27 +103,6 @@ fn a_skipped_test_fails_where_all_tests_are_required() {
     report_skipped(true, "no privilege");
 }
 
-#[test]
-fn the_check_script_requires_all_tests() {
-    let script = include_str!("../../.ci/run");
-    let (before, after) = script.split_once("\nexport REQUIRE_ALL_TESTS=1\n").unwrap();
-    // The README's command must pass on a machine that has only Rust.
-    assert!(before.contains("\ncargo test\n") && before.contains("ip:iproute2"));
-    for tests in [
-        "cargo test --lib net::",
-        "cargo test --lib worker::offload::",
-        "--test addresses",
-        "--test cli",
-        "--bench soak -- --minutes 1\n",
-        "--test offload ",
-        "--test offloaded\n",
-        "--test interop -- --nocapture --test-threads=2\n",
-        "--test browser -- --nocapture --test-threads=2 --skip failures::offload::\n",
-    ] {
-        assert!(after.contains(tests), "{tests}");
-    }
-}
-
 /// Runs a test in its own network namespace. Each line of `setup` has the arguments of one `ip` command, which
 /// configures the namespace.
 ///

@@ -14,6 +14,9 @@ use crate::support::{Process, TIMEOUT, TempDir};
 
 const PACKAGES: &str = "chromium chromium-driver";
 
+/// How often the driver is started. Twice is nearly always enough.
+const DRIVERS: usize = 5;
+
 /// Time limit for a script in the page.
 pub(crate) const SCRIPT_LIMIT: Duration = Duration::from_secs(120);
 
@@ -58,6 +61,7 @@ impl Browser {
     }
 
     /// Starts a browser with made-up cameras, microphones and speakers, and a user who permits everything.
+    #[allow(dead_code, reason = "only the tests of rooms use it")]
     pub(crate) fn with_devices() -> Self {
         Self::with(Options { has_devices: true, ..Options::default() })
     }
@@ -206,18 +210,22 @@ impl Drop for Browser {
     }
 }
 
-/// Starts the driver, and returns its port. It takes a free port of IPv6, and ends if another program has the same one of
-/// IPv4; then it is started again.
+/// Starts the driver, and returns its port. It takes a free port of IPv6, and ends if another program uses the same port
+/// over IPv4; then it is started again.
 fn start_driver(command: &mut Command) -> (Process, u16) {
-    loop {
+    let mut output = String::new();
+    for _ in 0..DRIVERS {
         let chromedriver = Process::start(command, Some(PACKAGES));
         let port = chromedriver.stdout.wait_for(TIMEOUT, |lines| lines.iter().find_map(|line| started_on(line)));
         if let Some(port) = port {
             return (chromedriver, port);
         }
-        let output = chromedriver.output();
-        assert!(output.contains("port not available"), "chromedriver reports no port; its output:\n{output}");
+        output = chromedriver.output();
+        if !output.contains("port not available") {
+            break;
+        }
     }
+    panic!("chromedriver reports no port; its output:\n{output}");
 }
 
 /// Returns the port in `ChromeDriver was started successfully on port 41235.`

@@ -30,7 +30,7 @@ pub struct ParticipantId(String);
 #[serde(try_from = "String")]
 pub struct ResumeKey(String);
 
-/// The text is no identifier of a room, and no [`ResumeKey`].
+/// The text is neither the identifier of a room nor a [`ResumeKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an identifier of a room, or a key to come back, has {ROOM_CHARACTERS} letters, digits, - or _")]
 pub struct NotAnId;

@@ -62,7 +62,7 @@ pub(crate) struct OwnRelay {
     /// The relay stops when this is dropped.
     input: Option<ChildStdin>,
     secret: Secret,
-    /// Reads what the relay reports later, until this is dropped.
+    /// Reads what the relay reports later: otherwise its log says that the service manager cannot be reached.
     _reader: JoinSet<()>,
 }
 

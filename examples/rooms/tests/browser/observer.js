@@ -34,6 +34,16 @@ window.observer = {
   // Milliseconds from the navigation to the first decoded frame, or null.
   firstFrame: null,
 
+  // Waits until a description has an answer.
+  negotiated: () => new Promise((resolve) => {
+    for (const connection of connections) {
+      connection.addEventListener("signalingstatechange", () => connection.signalingState === "stable" && resolve());
+    }
+  }),
+
+  // The number of connections that this page has made.
+  made: () => connections.length,
+
   // The data channels that this page has made.
   channels: () => channels.map(({ label, ordered, maxRetransmits }) => ({ label, ordered, maxRetransmits })),
 

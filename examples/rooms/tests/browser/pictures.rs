@@ -54,45 +54,48 @@ fn pictures_of_the_pages() {
     place.browser.navigate(&format!("{}/room/{room}?capture=synthetic&name=Alice+Archer", place.servers.url));
     save(&place, "before-joining", &LOOKS, || {});
 
-    let [ann, ben] = ["Alice+Archer", "Bob"].map(|name| place.enter(&room, name, "udp"));
-    chat(&ann, &ben);
-    transfer(&ben, &ann, 5 << 20);
-    offer(&ben, 3 << 20);
-    ann.wait("for the offer", "state.files.at(-1).state === 'offered'");
-    ann.wait("for the channel", "peer.dataChannels.game === 'open'");
-    ann.run("rooms.invite(rooms.state.peers[0].id);");
-    ben.wait("for the invitation", "state.game.phase === 'invited'");
-    ben.run("rooms.acceptGame();");
-    ann.wait("for the game", "state.game.phase === 'playing' && Number.isFinite(state.game.latency)");
-    let [cid, _deniz] = ["Chiara+Conti", "Deniz"].map(|name| place.enter(&room, name, "udp"));
-    ann.wait("for three pictures", "state.peers.length === 3 && state.peers.every((other) => other.framesDecoded > 0)");
-    ann.wait_for_frames(20);
-    save_call(&place, "mesh", &LOOKS, &ann);
+    let [alice, bob] = ["Alice+Archer", "Bob"].map(|name| place.enter(&room, name, "udp"));
+    chat(&alice, &bob);
+    transfer(&bob, &alice, 5 << 20);
+    offer(&bob, 3 << 20);
+    alice.wait("for the offer", "state.files.at(-1).state === 'offered'");
+    alice.wait("for the channel", "peer.dataChannels.game === 'open'");
+    alice.run("rooms.invite(rooms.state.peers[0].id);");
+    bob.wait("for the invitation", "state.game.phase === 'invited'");
+    bob.run("rooms.acceptGame();");
+    alice.wait("for the game", "state.game.phase === 'playing' && Number.isFinite(state.game.latency)");
+    let [chiara, _deniz] = ["Chiara+Conti", "Deniz"].map(|name| place.enter(&room, name, "udp"));
+    alice.wait(
+        "for three pictures",
+        "state.peers.length === 3 && state.peers.every((other) => other.framesDecoded > 0)",
+    );
+    alice.wait_for_frames(20);
+    save_call(&place, "mesh", &LOOKS, &alice);
     for panel in PANELS {
         let shown = format!("!document.querySelector('#panel-{panel}').hidden");
         let open = format!("if (!({shown})) document.querySelector('[data-panel={panel}]').click();");
-        ann.run(&open);
-        ann.wait("for the panel", &shown);
-        save_call(&place, &format!("panel-{panel}"), &LOOKS, &ann);
+        alice.run(&open);
+        alice.wait("for the panel", &shown);
+        save_call(&place, &format!("panel-{panel}"), &LOOKS, &alice);
         if panel == "statistics" {
-            save_call(&place, "panel-statistics", &[SHARP_PHONE], &ann);
+            save_call(&place, "panel-statistics", &[SHARP_PHONE], &alice);
         }
     }
-    ann.run("document.querySelector('#close-panel').click();");
+    alice.run("document.querySelector('#close-panel').click();");
 
-    cid.run("await rooms.share(true);");
-    ann.wait("for the screen", "state.peers.some((other) => other.screenFramesDecoded > 0)");
-    save_call(&place, "screen", &LOOKS, &ann);
-    cid.run("await rooms.share(false); rooms.setMode('sfu');");
-    ann.wait("for the unit", "state.mode === 'sfu' && state.sfu.subscribe?.connectionState === 'connected'");
-    save_call(&place, "forwarding-unit", &LOOKS, &ann);
-    cid.run("rooms.setMode('broadcast');");
-    ann.wait("for the broadcast", "state.mode === 'broadcast'");
-    switch_to(&place.browser, &ann.window);
+    chiara.run("await rooms.share(true);");
+    alice.wait("for the screen", "state.peers.some((other) => other.screenFramesDecoded > 0)");
+    save_call(&place, "screen", &LOOKS, &alice);
+    chiara.run("await rooms.share(false); rooms.setMode('sfu');");
+    alice.wait("for the unit", "state.mode === 'sfu' && state.sfu.subscribe?.connectionState === 'connected'");
+    save_call(&place, "forwarding-unit", &LOOKS, &alice);
+    chiara.run("rooms.setMode('broadcast');");
+    alice.wait("for the broadcast", "state.mode === 'broadcast'");
+    switch_to(&place.browser, &alice.window);
     save(&place, "broadcast", &LOOKS, || {
         let from_sender = "state.peers.find(({ id }) => id === state.sender).framesDecoded";
-        let before = ann.wait("for the sender", from_sender);
-        ann.wait("for moving pictures", &format!("{from_sender} > {before}"));
+        let before = alice.wait("for the sender", from_sender);
+        alice.wait("for moving pictures", &format!("{from_sender} > {before}"));
     });
 
     // What goes wrong, and what a page says about it.
@@ -102,9 +105,9 @@ fn pictures_of_the_pages() {
     nowhere.wait("for the refusal", is_refused);
     switch_to(&place.browser, &nowhere.window);
     save(&place, "refused", &LOOKS, || {});
-    cid.run("rooms.setMode('mesh');");
-    ann.wait("for the mesh", "state.mode === 'mesh' && peer.framesDecoded > 0");
+    chiara.run("rooms.setMode('mesh');");
+    alice.wait("for the mesh", "state.mode === 'mesh' && peer.framesDecoded > 0");
     place.servers.end_server();
-    ann.wait("for the notice", "document.getElementById('notices').textContent.includes('is lost')");
-    save_call(&place, "server-lost", &LOOKS, &ann);
+    alice.wait("for the notice", "document.getElementById('notices').textContent.includes('is lost')");
+    save_call(&place, "server-lost", &LOOKS, &alice);
 }

@@ -138,7 +138,7 @@ impl Place {
         self.servers.open(&self.browser, room, name, &only(transport))
     }
 
-    /// Lets participants without a page enter a room, who connect to nobody.
+    /// Lets participants enter a room that have no page and open no connection.
     pub(crate) fn enter_silently(&self, room: &str, count: usize) {
         let window = self.browser.open("");
         Driver::navigate(&self.browser, &window, &self.servers.url);

@@ -48,11 +48,16 @@ fn a_screen_is_shared_after_the_unit_has_refused_too_many_restarts() {
         participant.wait("for the unit", "state.mode === 'sfu' && peer.framesDecoded > 0");
     }
     ann.run(
-        "const isRefused = () => document.getElementById('notices').textContent.includes('too many new connections');
+        "const notices = document.getElementById('notices');
+         const isRefused = () => notices.textContent.includes('too many new connections');
+         const refused = new Promise((resolve) => {
+           new MutationObserver(() => isRefused() && resolve()).observe(notices, { childList: true, subtree: true });
+         });
          for (let restarts = 0; !isRefused(); restarts += 1) {
            if (restarts === 40) throw new Error('no restart is refused');
-           rooms.restartIce();
-           await new Promise((resolve) => setTimeout(resolve, 250));
+           const negotiated = observer.negotiated();
+           await rooms.restartIce();
+           await Promise.race([negotiated, refused]);
          }",
     );
     ann.run("await rooms.share(true);");
