@@ -40,7 +40,7 @@ pub use transaction::Timing;
 use crate::stun::attribute::{
     AlternateDomain, AlternateServer, Data, Icmp, Realm, Software, XorPeerAddress, data_padding,
 };
-use crate::stun::{BufferTooSmall, Class, ErrorCode, Message, MessageWriter, Method, TransactionId};
+use crate::stun::{AttributeType, BufferTooSmall, Class, ErrorCode, Message, MessageWriter, Method, TransactionId};
 use crate::turn::channel_data;
 use failure::{optional, refuses_credentials, required};
 use transaction::{Expired, Transaction};
@@ -292,21 +292,33 @@ impl Client {
     /// Judges a response. The error means that the client cannot use it.
     fn judge(&self, pending: &Pending, response: &Message<'_>) -> Result<Verdict, Failure> {
         let session = pending.session.as_ref();
-        let error = if response.class() == Class::Error { Some(Rejection::of(response)?) } else { None };
+        let verified = session.map_or(Ok(()), |session| session.verify(response));
+        let error = match (response.class(), &verified) {
+            (Class::Error, Ok(())) => Some(Rejection::of(response)?),
+            // An error that nobody can read is discarded like any other that the server did not send.
+            (Class::Error, Err(_)) => Rejection::of(response).ok(),
+            _ => None,
+        };
+        // RFC 8489 §9.2.4: challenges have no integrity. §10: a 300 may lack it, but if it has one, the value is checked.
         match &error {
-            Some(rejection) if refuses_credentials(rejection.code) => {
+            Some(rejection) if rejection.code == ErrorCode::UNAUTHENTICATED => {
                 return self.answer_challenge(pending, response, rejection).map(Verdict::Authenticate);
             }
             Some(Rejection { code: ErrorCode::STALE_NONCE, .. }) if session.is_some() => {
                 return self.answer_stale_nonce(pending, response).map(Verdict::Authenticate);
             }
-            Some(Rejection { code: ErrorCode::TRY_ALTERNATE, .. }) => return Err(alternate(response)?),
+            Some(Rejection { code: ErrorCode::TRY_ALTERNATE, .. }) if verified.is_ok() || !has_integrity(response) => {
+                return Err(alternate(response)?);
+            }
             _ => {}
         }
-        if let Some(Err(discarded)) = session.map(|session| session.verify(response)) {
+        if let Err(discarded) = verified {
             return Ok(Verdict::Discard(discarded));
         }
         Ok(Verdict::Finished(match error {
+            Some(rejection) if refuses_credentials(rejection.code) => {
+                return self.answer_challenge(pending, response, &rejection).map(Verdict::Authenticate);
+            }
             Some(rejection) => Err(Failure::Rejected(rejection)),
             None => pending.request.read(response),
         }))
@@ -393,6 +405,10 @@ pub fn random_id(rng: &mut dyn CryptoRng) -> TransactionId {
     let mut id = [0; 12];
     rng.fill_bytes(&mut id);
     TransactionId::new(id)
+}
+
+fn has_integrity(message: &Message<'_>) -> bool {
+    message.contains(AttributeType::MESSAGE_INTEGRITY) || message.contains(AttributeType::MESSAGE_INTEGRITY_SHA256)
 }
 
 /// Reads a 300 (RFC 8489 §10).

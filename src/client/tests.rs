@@ -366,6 +366,43 @@ fn a_referral_names_the_other_server() {
     assert_eq!(world.receive(&referral), Some(Event::Finished(id, Err(failure))));
 }
 
+// RFC 8489 §10: the integrity of a 300 may be absent. §9.2.5: a wrong one is discarded, and so is any other error that
+// the server demonstrably has not sent, readable or not.
+#[test]
+fn a_forged_error_ends_no_signed_request() {
+    let other = LongTermKey::derive("ann", REALM, b"another password");
+    let to = AlternateServer(address("192.0.2.9:3478"));
+    let (alternate, mismatch) = (error(ErrorCode::TRY_ALTERNATE), error(ErrorCode::WRONG_CREDENTIALS));
+    let unreadable = RawAttribute { kind: AttributeType::ERROR_CODE, value: &[0, 0, 9, 99] };
+    let errors: [(Vec<&dyn Push>, bool); 6] = [
+        (vec![&alternate, &to], true),
+        (vec![&mismatch, &Realm("example.net"), &Nonce(NONCE)], true),
+        (vec![&mismatch, &Realm("example.net"), &Nonce(NONCE)], false),
+        (vec![&unreadable], true),
+        (vec![&unreadable], false),
+        (vec![], false),
+    ];
+    for (attributes, is_signed) in errors {
+        let mut world = World::new();
+        let (id, first) = world.request(ALLOCATE);
+        world.receive(&challenge(&first, REALM, NONCE));
+        let signed = world.sent();
+        let forged = response(&signed, Class::Error, &attributes, |writer| {
+            if is_signed {
+                writer.message_integrity(other.as_bytes());
+            }
+        });
+        assert_eq!(world.receive(&forged), None);
+        assert_eq!(world.client.transmit(), None);
+        // The server's own is believed, and a 300 without integrity.
+        let (own, unsigned) =
+            (world.respond(&signed, Class::Error, &[&alternate, &to]), [&alternate as &dyn Push, &to]);
+        let own = if is_signed { own } else { response(&signed, Class::Error, &unsigned, |_| {}) };
+        let failure = Failure::TryAlternate { servers: vec![to.0], domain: None };
+        assert_eq!(world.receive(&own), Some(Event::Finished(id, Err(failure))));
+    }
+}
+
 #[test]
 fn an_allocation_must_have_the_requested_families() {
     let v6 = XorRelayedAddress(address("[2001:db8::5]:50000"));

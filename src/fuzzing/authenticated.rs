@@ -1,9 +1,10 @@
 //! The core under clients with valid credentials: a sequence of requests, data of clients and peers, results of sockets,
 //! times and commands of the operator, with every invariant checked after each step.
 
+use super::credentials::{Credential, Signature};
 use super::input::Input;
-use super::requests::{self, CLIENTS, PORTS, REALM, USERS, blueprint, peer, tuple};
-use super::world::World;
+use super::requests::{self, By, CLIENTS, PORTS, REALM, Signed, USERS, blueprint, peer, tuple};
+use super::world::{Worker, World};
 use crate::auth::{KeyAlgorithm, LongTermKey, Secret};
 use crate::ip_fields::IpFields;
 use crate::stun::attribute::{AddressFamily, Nonce, Realm, RequestedAddressFamily, RequestedTransport, Username};
@@ -11,7 +12,7 @@ use crate::stun::{Class, MessageWriter, Method, TransactionId};
 use crate::test_world::Blueprint;
 use crate::turn::*;
 
-/// The most steps of a run: longer inputs find nothing that two shorter ones do not find.
+/// The most steps of a run. Longer ones would reach more states, but each would cost more than another input.
 const STEPS: usize = 64;
 
 /// Runs a sequence of operations on two workers.
@@ -36,8 +37,8 @@ fn step(world: &mut World, input: &mut Input<'_>) {
     let operation = input.byte();
     match operation % 16 {
         0..=3 => {
-            let requests::Signed { client, bytes, key } = requests::read(world, input);
-            world.client_packet(client & 1, &tuple(client), &bytes, None, key.as_ref());
+            let Signed { client, bytes, signature } = requests::read(world, By::Owner, input);
+            world.client_packet(client & 1, &tuple(client), &bytes, None, Some(&signature));
             // Most sockets can be opened, so an input does not have to say it.
             if operation & 0x40 == 0 && world.opening_count(client & 1) > 0 {
                 let last = world.opening_count(client & 1) - 1;
@@ -94,9 +95,15 @@ fn step(world: &mut World, input: &mut Input<'_>) {
     }
 }
 
-/// Returns a socket that is open, or was.
+/// Returns a socket that is open, or was. The last quarter of the choices are closed ones, if there are any.
 fn some_socket(world: &World, at: usize, which: u8) -> Option<SocketId> {
-    let open = &world.workers[at].open;
+    let Worker { open, closed, .. } = &world.workers[at];
+    if open.is_empty() || which >= 192 {
+        let closed = closed.get(usize::from(which) % closed.len().max(1));
+        if closed.is_some() {
+            return closed.copied();
+        }
+    }
     open.keys().nth(usize::from(which) % open.len().max(1)).copied()
 }
 
@@ -233,7 +240,16 @@ fn every_port_is_free(world: &mut World) {
             writer.push(&Realm(REALM));
             writer.push(&Nonce(&nonce));
             writer.message_integrity(key.as_bytes());
-            world.client_packet(0, &tuple, writer.finish().unwrap(), None, Some(&key));
+            let signature = Signature {
+                credential: Credential::of_user(USERS[0]),
+                realm: REALM.to_owned(),
+                key: key.clone(),
+                is_anonymous: false,
+                nonce: Some((nonce.clone(), world.unix)),
+                is_intact: true,
+            };
+            let request = writer.finish().unwrap().to_vec();
+            world.client_packet(0, &tuple, &request, None, Some(&signature));
             world.report_opened(0, 0, Ok(()));
         }
         assert_eq!(world.relayed().len() - before, PORTS.len(), "each port can be allocated");

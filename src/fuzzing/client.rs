@@ -1,4 +1,4 @@
-//! The client core under a server that sends anything.
+//! The client core under a server, or somebody in between, that sends anything.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -10,11 +10,16 @@ use rand::rngs::StdRng;
 use super::input::Input;
 use super::stun::assert_padding_is_zero;
 use crate::auth::{KeyAlgorithm, LongTermKey, Secret};
-use crate::client::{Algorithms, Allocate, Client, Credentials, Event, Families, Request, RequestId, Settings, Timing};
-use crate::stun::attribute::{
-    AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, PasswordAlgorithms, Realm, XorMappedAddress, XorRelayedAddress,
+use crate::client::{
+    Algorithms, Allocate, Client, Credentials, Event, Failure, Families, Request, RequestId, Settings, Timing,
 };
-use crate::stun::{Attribute as _, AttributeType, Class, ErrorCode, Message, MessageWriter, RawAttribute};
+use crate::stun::attribute::{
+    AddressFamily, ErrorCodeAttribute, Lifetime, Nonce, PasswordAlgorithm, PasswordAlgorithms, Realm, XorMappedAddress,
+    XorRelayedAddress,
+};
+use crate::stun::{
+    Attribute as _, AttributeType, Class, ErrorCode, IntegrityStatus, Message, MessageWriter, RawAttribute,
+};
 
 /// What a request may cost at most: it is sent once, and again for each of four challenges, each with seven repetitions.
 const MOST_SENT: usize = 5 * 7;
@@ -36,6 +41,7 @@ pub fn client(data: &[u8]) {
     let credentials = (flags & 8 == 0)
         .then(|| Credentials { username: "alice".to_owned(), password: Secret::new("wonderland").unwrap() });
     let mut run = Run {
+        is_connection: settings.is_connection,
         client: Client::new(settings, credentials),
         rng: StdRng::seed_from_u64(7),
         now: Duration::ZERO,
@@ -73,8 +79,36 @@ pub fn client(data: &[u8]) {
     let _ = format!("{:?}", run.client);
 }
 
+/// What the integrity of a response says (RFC 8489 §9.2.5, §10).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Authenticity {
+    /// It responds to a request without credentials, or to none.
+    Unsigned,
+    /// The server has sent it.
+    Valid,
+    /// A 401 or 438, which has no integrity.
+    Challenge,
+    /// A 300 without integrity.
+    Redirect,
+    /// Its integrity is wrong or absent.
+    Forged,
+}
+
+impl Authenticity {
+    /// Whether such a response may end a request.
+    fn may_end(self) -> bool {
+        self != Self::Forged
+    }
+}
+
+/// Returns the key of the client.
+fn key(algorithm: KeyAlgorithm, realm: &str) -> LongTermKey {
+    LongTermKey::derive_by(algorithm, "alice", realm, b"wonderland")
+}
+
 struct Run {
     client: Client,
+    is_connection: bool,
     rng: StdRng,
     now: Duration,
     /// The messages that the client has sent.
@@ -114,6 +148,7 @@ impl Run {
     }
 
     fn receive(&mut self, message: &[u8]) {
+        let (authenticity, is_connection) = (self.authenticity(message), self.is_connection);
         let event = self.client.receive(message, self.now, &mut self.rng);
         match event {
             Some(Event::Data { data, .. }) => {
@@ -124,9 +159,45 @@ impl Run {
                 if let Err(failure) = &result {
                     assert!(!failure.to_string().contains(char::is_control), "{failure:?} is printable");
                 }
+                let given_up = is_connection && matches!(result, Err(Failure::NotAuthentic(_)));
+                assert!(authenticity.may_end() || given_up, "{result:?} is not from the server");
                 assert!(self.pending.remove(&id), "a request ends once");
             }
             Some(Event::Icmp { .. }) | None => {}
+        }
+    }
+
+    /// Judges a message as a response to the request with its transaction ID.
+    fn authenticity(&self, message: &[u8]) -> Authenticity {
+        let Ok(response) = Message::parse(message) else { return Authenticity::Unsigned };
+        let mut sent = self.sent.iter().map(|sent| Message::parse(sent).expect("a client sends messages"));
+        let Some(request) = sent.find(|sent| sent.transaction_id() == response.transaction_id()) else {
+            return Authenticity::Unsigned;
+        };
+        let Ok(Some(Realm(realm))) = request.get() else { return Authenticity::Unsigned };
+        let named = request.get().expect("a client sends well-formed attributes");
+        let algorithm = match named {
+            Some(PasswordAlgorithm::SHA256) => KeyAlgorithm::Sha256,
+            _ => KeyAlgorithm::Md5,
+        };
+        let key = key(algorithm, realm);
+        let status = if request.contains(AttributeType::MESSAGE_INTEGRITY_SHA256) {
+            response.verify_integrity_sha256(key.as_bytes())
+        } else {
+            assert!(request.contains(AttributeType::MESSAGE_INTEGRITY), "a request with a realm is signed");
+            response.verify_integrity(key.as_bytes())
+        };
+        if status == IntegrityStatus::Valid {
+            return Authenticity::Valid;
+        }
+        let integrity = [AttributeType::MESSAGE_INTEGRITY, AttributeType::MESSAGE_INTEGRITY_SHA256];
+        let is_signed = integrity.into_iter().any(|kind| response.contains(kind));
+        let error =
+            response.get::<ErrorCodeAttribute<'_>>().ok().flatten().filter(|_| response.class() == Class::Error);
+        match error.map(|error| error.code) {
+            Some(ErrorCode::UNAUTHENTICATED | ErrorCode::STALE_NONCE) => Authenticity::Challenge,
+            Some(ErrorCode::TRY_ALTERNATE) if !is_signed => Authenticity::Redirect,
+            _ => Authenticity::Forged,
         }
     }
 
@@ -182,12 +253,11 @@ impl Run {
         for _ in 0..kind >> 6 {
             writer.push(&RawAttribute { kind: AttributeType::new(input.u16()), value: input.bytes() });
         }
-        let by = |algorithm| LongTermKey::derive_by(algorithm, "alice", realm, b"wonderland");
         match kind >> 4 & 3 {
             0 => {}
-            1 => writer.message_integrity(by(KeyAlgorithm::Md5).as_bytes()),
-            2 => writer.message_integrity_sha256(by(KeyAlgorithm::Sha256).as_bytes()),
-            _ => writer.message_integrity_sha256(by(KeyAlgorithm::Md5).as_bytes()),
+            1 => writer.message_integrity(key(KeyAlgorithm::Md5, realm).as_bytes()),
+            2 => writer.message_integrity_sha256(key(KeyAlgorithm::Sha256, realm).as_bytes()),
+            _ => writer.message_integrity_sha256(key(KeyAlgorithm::Md5, realm).as_bytes()),
         }
         writer.finish().map(<[u8]>::to_vec).unwrap_or_default()
     }

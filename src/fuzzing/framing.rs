@@ -10,14 +10,12 @@ pub fn framing(data: &[u8]) {
     let channels = if input.flag() { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 };
     let pieces = input.take(8);
     let stream = input.rest();
-    let mut rest = stream;
+    let (mut rest, mut count) = (stream, 0);
     let end = loop {
         let frame = next_frame(rest, channels);
-        for cut in 0..rest.len() {
-            // The longest frame has 64 KiB, of which the first bytes and the last ones decide.
-            if (80..rest.len().saturating_sub(8)).contains(&cut) {
-                continue;
-            }
+        // The longest frame has 64 KiB, of which the first bytes and the last ones decide.
+        let (start, end) = (rest.len().min(80), rest.len().saturating_sub(8).max(80));
+        for cut in (0..start).chain(end..rest.len()) {
             let found = next_frame(&rest[..cut], channels);
             match frame {
                 Frame::Complete { length, .. } if cut >= length => assert_eq!(found, frame),
@@ -30,13 +28,17 @@ pub fn framing(data: &[u8]) {
         assert!(4 <= message && message <= length && length <= rest.len() && length <= LARGEST_FRAME);
         assert_eq!(written_length(*rest.first_chunk().unwrap()), length);
         rest = &rest[length..];
+        count += 1;
     };
     if end == Frame::Partial {
-        // What is kept until more comes is bounded.
-        assert!(rest.len() < LARGEST_FRAME);
+        assert!(rest.len() < LARGEST_FRAME, "what is kept until more comes is bounded");
     }
 
     let whole = client_messages(&[stream]);
+    if channels == ChannelNumbers::Rfc5766 {
+        // The client takes the same messages as the server.
+        assert_eq!((whole.0.len(), whole.1), (count, end != Frame::Invalid));
+    }
     let mut chunks = Vec::new();
     let (mut left, mut lengths) = (stream, pieces.iter().cycle());
     while !left.is_empty() {
@@ -56,7 +58,10 @@ fn client_messages(pieces: &[&[u8]]) -> (Vec<Vec<u8>>, bool) {
         loop {
             match frames.next_message() {
                 Ok(Some(message)) => messages.push(message.to_vec()),
-                Ok(None) => break,
+                Ok(None) => {
+                    assert!(frames.rest().len() < LARGEST_FRAME, "what is kept until more comes is bounded");
+                    break;
+                }
                 Err(_) => return (messages, false),
             }
         }

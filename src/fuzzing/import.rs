@@ -22,6 +22,14 @@ pub fn import(data: &[u8]) {
     let machine = ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()];
     let import = coturn::import(&sources, &machine);
 
+    if let Some(file) = file {
+        // Without arguments, places do not name the file.
+        let place = |line| if arguments.is_some() { format!("turnserver.conf:{line}") } else { format!("line {line}") };
+        let expected: Vec<String> = option_lines(file).into_iter().map(place).collect();
+        let of_file = import.entries.iter().map(|entry| entry.place.as_str());
+        let of_file = of_file.filter(|place| place.starts_with("line ") || place.starts_with("turnserver.conf:"));
+        assert_eq!(of_file.collect::<Vec<_>>(), expected, "each line with an option is reported, in order");
+    }
     let counts =
         [Verdict::Cannot, Verdict::Taken, Verdict::Default, Verdict::Dropped].map(|verdict| import.count(verdict));
     assert_eq!(counts.iter().sum::<usize>(), import.entries.len());
@@ -41,4 +49,19 @@ pub fn import(data: &[u8]) {
         .is_some_and(|auth| auth.contains_key("secrets") || auth.contains_key("users"));
     assert_eq!(import.has_secrets, has_secrets);
     super::config::check_import(&import.toml);
+}
+
+/// Returns the numbers of the lines of a file that are neither blank nor comments.
+fn option_lines(file: &[u8]) -> Vec<usize> {
+    let (mut lines, mut number, mut first) = (Vec::new(), 1, None);
+    let file = file.strip_prefix("\u{feff}".as_bytes()).unwrap_or(file);
+    for byte in file.iter().chain(b"\n") {
+        if *byte == b'\n' {
+            lines.extend(first.filter(|first| *first != b'#').map(|_| number));
+            (number, first) = (number + 1, None);
+        } else if !byte.is_ascii_whitespace() {
+            first = first.or(Some(*byte));
+        }
+    }
+    lines
 }

@@ -14,6 +14,7 @@
 mod authenticated;
 mod client;
 mod config;
+mod credentials;
 mod framing;
 mod import;
 mod input;

@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 
+use super::credentials::{Credential, Signature};
 use super::input::Input;
-use super::world::{UNIX, World};
-use crate::auth::{KeyAlgorithm, LongTermKey, Secret, TestLink, time_limited, userhash};
+use super::world::World;
+use crate::auth::{KeyAlgorithm, LongTermKey, Secret, userhash};
 use crate::stun::attribute::{
     AdditionalAddressFamily, AddressFamily, ChannelNumber, Data, DontFragment, EvenPort, Lifetime, Nonce, Realm,
     RequestedAddressFamily, RequestedTransport, ReservationToken, Userhash, Username, XorPeerAddress,
@@ -15,7 +16,7 @@ use crate::turn::*;
 
 pub(super) const REALM: &str = "example.org";
 pub(super) const SECRET: &str = "north-star";
-const LINK_SECRET: &str = "a secret of the run";
+pub(super) const LINK_SECRET: &str = "a secret of the run";
 pub(super) const USERS: [(&str, &str); 2] = [("alice", "wonderland"), ("bob", "builder")];
 
 /// The IPv4 relay address is behind 1:1 NAT.
@@ -82,35 +83,27 @@ pub(super) fn peer(world: &World, number: u8) -> SocketAddr {
     }
 }
 
-/// A username, a password, and whether the server knows them.
-fn credential(number: u8) -> (String, String, bool) {
-    let minted = |secret: &str, user: &str, expires| {
-        let credential = time_limited::mint(&Secret::new(secret).unwrap(), Some(user), expires);
-        (credential.username, credential.password.to_string(), true)
-    };
-    match number % 8 {
-        at @ 0..=1 => (USERS[usize::from(at)].0.to_owned(), USERS[usize::from(at)].1.to_owned(), true),
-        2 => minted(SECRET, "carol", UNIX + 50_000),
-        3 => minted(SECRET, "carol", UNIX + 100),
-        4 => minted(LINK_SECRET, &TestLink::at(0).unwrap().user("k"), UNIX + 2_000),
-        5 => minted(SECRET, "", UNIX + 5_000),
-        6 => ("alice".to_owned(), "guess".to_owned(), false),
-        _ => minted("another secret", "carol", UNIX + 5_000),
-    }
-}
-
-/// A request and the key with which it is signed, if it is one of this server.
+/// A request, and how it is signed.
 pub(super) struct Signed {
     pub(super) client: usize,
     pub(super) bytes: Vec<u8>,
-    pub(super) key: Option<LongTermKey>,
+    pub(super) signature: Signature,
+}
+
+/// Who signs a request.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum By {
+    /// Somebody with the password.
+    Owner,
+    /// Somebody who guesses the password.
+    Guesser,
 }
 
 /// An attribute: its type and value.
 type Raw = (u16, Vec<u8>);
 
 /// Reads a request.
-pub(super) fn read(world: &World, input: &mut Input<'_>) -> Signed {
+pub(super) fn read(world: &World, by: By, input: &mut Input<'_>) -> Signed {
     const METHODS: [Method; 8] = [
         Method::ALLOCATE,
         Method::REFRESH,
@@ -128,7 +121,7 @@ pub(super) fn read(world: &World, input: &mut Input<'_>) -> Signed {
     for _ in 0..authentication[2] >> 6 {
         mutate(&mut attributes, input);
     }
-    sign(world, client, method, transaction, &attributes, authentication, input)
+    sign(world, by, client, (method, transaction), &attributes, authentication, input)
 }
 
 /// Returns the attributes of a method, as raw ones.
@@ -227,15 +220,17 @@ fn mutate(attributes: &mut Vec<Raw>, input: &mut Input<'_>) {
 /// Writes and signs a request. The authentication has three bytes: the user and the nonce, the algorithms, the damage.
 fn sign(
     world: &World,
+    by: By,
     client: usize,
-    method: Method,
-    transaction: TransactionId,
+    (method, transaction): (Method, TransactionId),
     attributes: &[Raw],
     [user, algorithm, damage]: [u8; 3],
     input: &mut Input<'_>,
 ) -> Signed {
     const LISTED: &[u8] = &[0, 2, 0, 0, 0, 1, 0, 0];
-    let (username, password, known) = credential(user);
+    let credential = Credential::numbered(user);
+    let credential = if by == By::Guesser { credential.guessed() } else { credential };
+    let username = credential.username.as_str();
     let (named, sha1, sha256): (Option<&[u8]>, bool, bool) = match algorithm % 8 {
         0..=2 => (None, true, false),
         3 => (Some(&[0, 2, 0, 0]), false, true),
@@ -244,29 +239,31 @@ fn sign(
         6 => (None, false, true),
         _ => (None, true, true),
     };
-    let by = if named == Some(&[0, 2, 0, 0]) { KeyAlgorithm::Sha256 } else { KeyAlgorithm::Md5 };
+    let derivation = if named == Some(&[0, 2, 0, 0]) { KeyAlgorithm::Sha256 } else { KeyAlgorithm::Md5 };
+    let is_anonymous = algorithm & 0x10 != 0;
     let realm = if algorithm & 0x40 == 0 { world.snapshot().authenticator.realm() } else { REALM };
-    let key = LongTermKey::derive_by(by, &username, realm, password.as_bytes());
+    let key = LongTermKey::derive_by(derivation, username, realm, credential.password.as_bytes());
     let nonces = &world.snapshot().nonces;
     let tuple = tuple(client);
-    let nonce = match user >> 3 & 7 {
-        0..=4 => Some(nonces.mint(world.unix, tuple.client).to_string()),
-        5 => Some(nonces.mint(world.unix - 4_000, tuple.client).to_string()),
-        6 => Some(nonces.mint(world.unix, address("192.0.2.99:1")).to_string()),
-        _ => None,
+    let mint = |unix, client| Some((nonces.mint(unix, client).to_string(), unix));
+    let (own, others) = match user >> 3 & 7 {
+        0..=4 => (mint(world.unix, tuple.client), None),
+        5 => (mint(world.unix - 4_000, tuple.client), None),
+        6 => (None, mint(world.unix, address("192.0.2.99:1"))),
+        _ => (None, None),
     };
     let mut buffer = [0; 4_096];
     let mut writer = MessageWriter::new(&mut buffer, Class::Request, method, transaction);
     for (kind, value) in attributes {
         writer.push(&RawAttribute { kind: AttributeType::new(*kind), value });
     }
-    if algorithm & 0x10 == 0 {
-        writer.push(&Username(&username));
+    if is_anonymous {
+        writer.push(&Userhash(&userhash(username, realm)));
     } else {
-        writer.push(&Userhash(&userhash(&username, realm)));
+        writer.push(&Username(username));
     }
     writer.push(&Realm(realm));
-    if let Some(nonce) = &nonce {
+    if let Some((nonce, _)) = own.as_ref().or(others.as_ref()) {
         writer.push(&Nonce(nonce));
     }
     if let Some(named) = named {
@@ -297,7 +294,14 @@ fn sign(
         3 => bytes.extend(input.bytes()),
         _ => {}
     }
-    Signed { client, bytes, key: known.then_some(key) }
+    let (realm, is_intact) = (realm.to_owned(), authentication_is_whole(damage));
+    let signature = Signature { realm, key, is_anonymous, nonce: own, is_intact, credential };
+    Signed { client, bytes, signature }
+}
+
+/// Whether the last byte of the authentication neither mutates the attributes nor damages the message.
+fn authentication_is_whole(damage: u8) -> bool {
+    damage >> 6 == 0 && !(1..=3).contains(&(damage & 7))
 }
 
 /// Returns a Send indication.

@@ -1,9 +1,9 @@
 //! Small texts of clients and operators: nonces, usernames, session IDs, keys.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use super::input::Input;
-use crate::auth::{KeyHash, NonceMint, Secret, SecurityFeatures, TestLink, time_limited};
+use crate::auth::{KeyHash, NonceError, NonceMint, Secret, SecurityFeatures, TestLink, time_limited};
 use crate::config::{format_duration, is_key_name, parse_duration};
 use crate::privacy::{ClientAddresses, Privacy, Usernames};
 use crate::turn::AllocationId;
@@ -17,12 +17,7 @@ pub fn texts(data: &[u8]) {
     let _ = KeyHash::of(rest);
     let Ok(text) = str::from_utf8(rest) else { return };
 
-    let mint = NonceMint::from_random([3; 32], 600);
-    let nonce = mint.mint(unix, client);
-    assert_eq!(mint.check(nonce.as_str(), unix, client), Ok(()));
-    if text != nonce.as_str() {
-        assert!(mint.check(text, unix, client).is_err(), "only the server makes nonces");
-    }
+    nonces(unix, client, rest, text);
     let _ = SecurityFeatures::of(text);
 
     let secret = Secret::new("north-star").unwrap();
@@ -50,7 +45,40 @@ pub fn texts(data: &[u8]) {
     for usernames in Usernames::ALL {
         let privacy = Privacy::new(ClientAddresses::Full, usernames, [7; 32]);
         let shown = privacy.user(text).map(|shown| shown.into_owned()).unwrap_or_default();
-        let quoted = format!("{shown:?}");
-        assert!(!quoted.contains(char::is_control), "no line of the log is forged");
+        assert!(!shown.contains(char::is_control), "no line of the log is forged: {shown:?}");
     }
+}
+
+/// Checks that only the server makes nonces: neither a changed one is accepted, nor one for another client or time.
+fn nonces(unix: u64, client: SocketAddr, choices: &[u8], text: &str) {
+    const LIFETIME: u64 = 600;
+    let mint = NonceMint::from_random([3; 32], LIFETIME);
+    let made = mint.mint(unix, client);
+    let nonce = made.as_str();
+    let choice = |at: usize| usize::from(choices.get(at).copied().unwrap_or_default());
+    assert_eq!(mint.check(nonce, unix, client), Ok(()));
+    assert_eq!(mint.check(nonce, unix + LIFETIME - 1, client), Ok(()));
+    assert_eq!(mint.check(nonce, unix + LIFETIME + choice(1) as u64, client), Err(NonceError::Expired));
+    if text != nonce {
+        assert_eq!(mint.check(text, unix, client), Err(NonceError::Invalid));
+    }
+    // Each place with another character of base64url, and with any other byte.
+    let mut changed = nonce.as_bytes().to_vec();
+    let at = choice(0) % changed.len();
+    for other in [b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[choice(1) % 64], choice(1) as u8 & 0x7f] {
+        let before = std::mem::replace(&mut changed[at], other);
+        if before != other {
+            let changed = str::from_utf8(&changed).unwrap();
+            assert_eq!(mint.check(changed, unix, client), Err(NonceError::Invalid), "{nonce}, changed to {changed}");
+        }
+        changed[at] = before;
+    }
+    assert_eq!(mint.check(&nonce[..at], unix, client), Err(NonceError::Invalid));
+    let mut others = [client; 2];
+    others[0].set_port(client.port() ^ (1 << (choice(2) % 16)));
+    others[1].set_ip(Ipv4Addr::new(192, 0, 3, choice(2) as u8).into());
+    for other in others {
+        assert_eq!(mint.check(nonce, unix, other), Err(NonceError::Invalid), "a nonce is for its client");
+    }
+    assert_eq!(NonceMint::from_random([4; 32], LIFETIME).check(nonce, unix, client), Err(NonceError::Invalid));
 }

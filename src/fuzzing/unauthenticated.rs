@@ -1,7 +1,7 @@
 //! The core under clients without credentials, and under peers: nothing creates state.
 
 use super::input::Input;
-use super::requests::{self, CLIENTS, blueprint, peer};
+use super::requests::{self, By, CLIENTS, Signed, blueprint, peer};
 use super::world::World;
 use crate::ip_fields::IpFields;
 use crate::turn::{Frame, IcmpError, SocketId};
@@ -26,14 +26,10 @@ pub fn core_unauthenticated(data: &[u8]) {
                 let packet = input.take(length);
                 world.client_packet(0, &tuple, packet, None, None);
             }
-            // A client with a nonce, and without a valid password: its request is changed after it was signed.
+            // A client with a nonce, and without a valid password.
             2 => {
-                let mut signed = requests::read(&world, &mut input);
-                if let Some(byte) = signed.bytes.get_mut(8) {
-                    *byte ^= 1;
-                }
-                let tuple = requests::tuple(signed.client);
-                world.client_packet(0, &tuple, &signed.bytes, None, None);
+                let Signed { client, bytes, signature } = requests::read(&world, By::Guesser, &mut input);
+                world.client_packet(0, &requests::tuple(client), &bytes, None, Some(&signature));
             }
             3 => {
                 let (length, segment) = (usize::from(input.u16()), input.byte());

@@ -3,45 +3,31 @@
 //! After each step, what the core says has to agree with what the shell knows.
 
 mod checks;
+mod rights;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use self::checks::{assert_message, signed_peers, verifies};
+use self::checks::assert_message;
+use self::rights::{Opening, Relayed, Reservation, Rights};
+use super::credentials::Signature;
 use super::responses::{self, UNTOUCHED};
 use super::stun::assert_padding_is_zero;
-use crate::auth::{LongTermKey, TestLink};
+use crate::auth::TestLink;
 use crate::ip_fields::IpFields;
-use crate::stun::attribute::{ChannelNumber, Data, ReservationToken, XorPeerAddress};
-use crate::stun::{Class, Message, Method};
+use crate::stun::attribute::XorPeerAddress;
+use crate::stun::{AttributeType, Class, Message, Method};
 use crate::test_world::Blueprint;
 use crate::turn::*;
 
-/// RFC 8656 §9 and §12, in milliseconds.
-const PERMISSION: u64 = 300_000;
-const CHANNEL: u64 = 600_000;
-
 /// The wall clock at the start.
 pub(super) const UNIX: u64 = 1_800_000_000;
-
-/// What a client may do on an allocation, according to the responses that it got. Times are in milliseconds.
-#[derive(Clone, Default)]
-struct Rights {
-    permissions: HashMap<IpAddr, u64>,
-    channels: HashMap<SocketAddr, u64>,
-}
-
-/// A socket that the core has requested.
-struct Opening {
-    spec: SocketSpec,
-    request: Vec<u8>,
-    key: Option<LongTermKey>,
-}
 
 /// A worker and its sockets.
 pub(super) struct Worker {
@@ -51,9 +37,13 @@ pub(super) struct Worker {
     pub(super) open: BTreeMap<SocketId, SocketAddr>,
     /// The sockets that are being closed.
     closing: Vec<SocketAddr>,
+    /// The sockets that were open, in the order of their end.
+    pub(super) closed: Vec<SocketId>,
     routes: Vec<ChannelRoute>,
     /// The allocations that were created and have not ended, with the rights of their clients.
     rights: HashMap<AllocationId, Rights>,
+    /// The allocation with a success response that is not announced yet.
+    created: Option<(AllocationId, Rights)>,
     ended: HashSet<AllocationId>,
 }
 
@@ -70,6 +60,10 @@ pub(super) struct World {
     rng: StdRng,
     /// The reservation tokens that clients got.
     pub(super) tokens: Vec<[u8; 8]>,
+    /// The ports that are reserved at present.
+    reservations: Vec<Reservation>,
+    /// Why the shell ends allocations at present.
+    commanded: Option<EndReason>,
     /// Whether the kernel takes what is sent.
     pub(super) sends: bool,
     /// The TOS and the hop limit of received packets.
@@ -82,9 +76,18 @@ fn worker(snapshot: &Arc<Snapshot>, ledger: &Arc<Ledger>) -> Worker {
         opening: Vec::new(),
         open: BTreeMap::new(),
         closing: Vec::new(),
+        closed: Vec::new(),
         routes: Vec::new(),
         rights: HashMap::new(),
+        created: None,
         ended: HashSet::new(),
+    }
+}
+
+impl Worker {
+    /// Whether it has a socket that is bound to an address.
+    fn binds(&self, bind: SocketAddr) -> bool {
+        self.open.values().chain(&self.closing).any(|bound| *bound == bind)
     }
 }
 
@@ -103,6 +106,8 @@ impl World {
             unix: UNIX,
             rng: StdRng::seed_from_u64(7),
             tokens: Vec::new(),
+            reservations: Vec::new(),
+            commanded: None,
             sends: true,
             fields: IpFields::default(),
         }
@@ -126,69 +131,124 @@ impl World {
         open.map(|bind| self.snapshot().relays.advertised(*bind)).collect()
     }
 
-    /// Passes a packet of a client, or several merged ones, to a worker. `key` is that with which it is signed, if it is
-    /// one of this server.
+    /// Passes a packet of a client, or several merged ones, to a worker. `signature` is how it is signed, if it is.
     pub(super) fn client_packet(
         &mut self,
         at: usize,
         tuple: &FiveTuple,
         buffer: &[u8],
         length: Option<usize>,
-        key: Option<&LongTermKey>,
+        signature: Option<&Signature>,
     ) {
         let segments = length.map_or(1, |length| buffer.len().div_ceil(length.max(1)).max(1));
         let mut burst = ClientBurst::new(0..buffer.len(), length, self.fields);
         let step = length.unwrap_or(buffer.len()).max(1);
         let mut decisions = 0;
         loop {
-            let packet = buffer.get(decisions * step..buffer.len().min((decisions + 1) * step)).unwrap_or_default();
+            let start = decisions * step;
+            let packet = buffer.get(start..buffer.len().min(start + step)).unwrap_or_default();
             let before = self.footprint();
+            let authentic = signature.filter(|signature| self.is_authentic(at, tuple, packet, signature));
             let mut response = vec![UNTOUCHED; RESPONSE_BUFFER];
             let mut cx = Context { now: self.now(), unix: self.unix, rng: &mut self.rng };
             let server = &mut self.workers[at].server;
             let Some(decision) = server.client_packet(&mut cx, tuple, buffer, &mut burst, &mut response) else { break };
             decisions += 1;
-            let is_signed = key.is_some_and(|key| verifies(packet, key)) && self.has_fresh_nonce(at, tuple, packet);
+            let mut has_effect = false;
             match decision {
-                FromClient::Relay(route) => self.relay_to_peer(at, tuple, buffer, packet, &route),
+                FromClient::Relay(route) => self.relay_to_peer(at, tuple, packet, start, &route),
                 FromClient::Respond(decision) => {
-                    let message = responses::check(tuple, packet, &response, &decision);
+                    let message = self.check_response(tuple, packet, &response, &decision, authentic);
+                    let message = Message::parse(&message).expect("a response is a message");
                     let binding = decision.outcome == Outcome::Answered(RequestMethod::Binding);
                     if message.class() == Class::Success && !binding {
-                        assert!(is_signed, "only valid credentials get a success response");
-                        self.grant(at, tuple, packet, &message);
+                        let signature = authentic.expect("only valid credentials get a success response");
+                        let request = Message::parse(packet).expect("the request is a message");
+                        self.grant(at, tuple, &request, &message, signature);
+                        has_effect = true;
                     }
                 }
                 FromClient::Open(spec) => {
-                    assert!(is_signed, "only valid credentials get a socket");
-                    self.requested(at, spec, packet, key);
+                    let signature = authentic.expect("only valid credentials get a socket");
+                    self.requested(at, tuple, spec, packet, signature);
+                    has_effect = true;
                 }
                 FromClient::Drop(_) => {}
             }
-            if !is_signed {
-                before.assert_no_growth(&self.footprint());
+            if !has_effect {
+                before.assert_same(&self.footprint(), authentic.is_some());
             }
             self.carry_out(at);
         }
         assert_eq!(decisions, segments, "each packet has one outcome");
     }
 
-    fn relay_to_peer(&mut self, at: usize, tuple: &FiveTuple, buffer: &[u8], packet: &[u8], route: &ToPeer) {
+    /// Checks the response to a request, and returns it. `signature` is that of an authentic request.
+    fn check_response(
+        &self,
+        tuple: &FiveTuple,
+        request: &[u8],
+        buffer: &[u8],
+        decision: &Response,
+        signature: Option<&Signature>,
+    ) -> Vec<u8> {
+        let may_be_refused = |signature: &Signature| {
+            !signature.is_intact || signature.has_expired(self.unix) || !signature.is_known(&self.blueprint)
+        };
+        let has_allocation = self.workers.iter().any(|worker| worker.server.allocation_of(tuple).is_some());
+        responses::check(
+            &responses::Case {
+                tuple,
+                request,
+                unix: self.unix,
+                blueprint: &self.blueprint,
+                nonces: &self.snapshot().nonces,
+                signature,
+                may_be_unsigned: signature.is_none_or(may_be_refused),
+                has_proved_source: tuple.transport.proves_source() || has_allocation,
+            },
+            buffer,
+            decision,
+        );
+        buffer[..decision.length].to_vec()
+    }
+
+    fn relay_to_peer(&mut self, at: usize, tuple: &FiveTuple, packet: &[u8], start: usize, route: &ToPeer) {
         let worker = &self.workers[at];
-        assert!(worker.open.contains_key(&route.socket), "data goes through an open socket");
+        let bind = worker.open.get(&route.socket).expect("data goes through an open socket");
         let id = route.socket.allocation();
         let allocation = worker.server.table.get(id).expect("data belongs to an allocation");
-        assert_eq!(allocation.tuple, *tuple, "of this client");
-        let payload = buffer.get(route.payload.clone()).expect("the payload is in the buffer");
-        let expected = match Message::parse(packet) {
-            Ok(message) => message.get().unwrap().map(|Data(data)| data),
-            Err(_) => packet.get(4..4 + payload.len()),
+        let rights = worker.rights.get(&id).expect("the allocation was created");
+        assert_eq!((allocation.tuple, rights.tuple), (*tuple, *tuple), "of this client");
+        assert!(rights.relays.get(bind).is_some_and(|relay| relay.until > self.ms), "that has not expired");
+        let (peer, place, may_not_fragment) = match Message::parse(packet) {
+            Ok(message) => {
+                let XorPeerAddress(peer) = message.get().unwrap().expect("a Send indication names a peer");
+                assert!(rights.has_permission(peer.ip(), self.ms), "{peer} has a permission");
+                let place = message.data_range().expect("a Send indication has data");
+                (peer, place, message.contains(AttributeType::DONT_FRAGMENT))
+            }
+            Err(_) => {
+                let [number_high, number_low, high, low] = packet[..4].try_into().unwrap();
+                let number = u16::from_be_bytes([number_high, number_low]);
+                let peer = rights.peer_of(number, self.ms).expect("the channel is bound");
+                (peer, 4..4 + usize::from(u16::from_be_bytes([high, low])), false)
+            }
         };
-        assert_eq!(expected, Some(payload), "exactly the data of the packet is relayed");
-        assert!(route.fields.hop_limit != Some(0));
-        let peer = worker.server.snapshot().relays.advertised(route.peer);
-        self.assert_permitted(at, id, peer);
-        self.charge(at, route.socket, Direction::ToPeers, payload.len());
+        assert!(place.end <= packet.len());
+        assert_eq!(route.payload, start + place.start..start + place.end, "exactly the data of the packet is relayed");
+        assert_eq!(peer.is_ipv4(), bind.is_ipv4(), "through the socket of its address family");
+        let relays = &worker.server.snapshot().relays;
+        let is_own = self.workers.iter().any(|worker| worker.open.values().any(|open| *open == route.peer));
+        // Peers of this server have other addresses behind NAT.
+        assert!(
+            route.peer == peer && !relays.is_relay_address(peer.ip())
+                || relays.live(peer) == Some(route.peer) && is_own
+        );
+        assert!(may_not_fragment || !route.dont_fragment);
+        assert_eq!(Some(route.fields), tuple.transport.relayed_fields(self.fields));
+        self.assert_allowed(at, id, peer);
+        self.charge(at, route.socket, Direction::ToPeers, route.payload.len());
     }
 
     fn charge(&mut self, at: usize, socket: SocketId, direction: Direction, bytes: usize) {
@@ -201,78 +261,16 @@ impl World {
         }
     }
 
-    /// Records what a success response gives to a client.
-    fn grant(&mut self, at: usize, tuple: &FiveTuple, request: &[u8], response: &Message<'_>) {
-        let request = Message::parse(request).expect("the request is a message");
-        self.tokens.extend(response.get().unwrap().map(|ReservationToken(token)| token));
-        let Worker { server, rights, .. } = &mut self.workers[at];
-        let Some(id) = server.allocation_of(tuple) else {
-            return assert_eq!(request.method(), Method::REFRESH, "only a Refresh ends an allocation");
-        };
-        let now = Instant::from_elapsed(Duration::from_millis(self.ms));
-        let allocation = server.table.get(id).expect("the allocation exists");
-        let Some(rights) = rights.get_mut(&id) else { return };
-        let peers = signed_peers(&request);
-        match request.method() {
-            Method::CREATE_PERMISSION => {
-                for peer in peers {
-                    rights.permissions.insert(peer.ip(), self.ms + PERMISSION);
-                    assert!(allocation.permissions.allows(peer.ip(), now), "the permission is installed");
-                }
-            }
-            Method::CHANNEL_BIND => {
-                let (peer, number) = (peers.into_iter().next().unwrap(), request.get::<ChannelNumber>().unwrap());
-                rights.channels.insert(peer, self.ms + CHANNEL);
-                rights.permissions.insert(peer.ip(), self.ms + PERMISSION);
-                assert_eq!(allocation.channels.number(peer, now), number.map(|ChannelNumber(number)| number));
-            }
-            _ => {}
-        }
-    }
-
-    fn requested(&mut self, at: usize, spec: SocketSpec, request: &[u8], key: Option<&LongTermKey>) {
-        let ports = self.blueprint.ports.clone();
-        assert!(self.tables.iter().any(|table| table.bind() == spec.bind.ip()) && ports.contains(&spec.bind.port()));
-        let worker = &mut self.workers[at];
-        assert!(!worker.open.contains_key(&spec.socket), "sockets are identified uniquely");
-        assert!(worker.opening.iter().all(|other| other.spec.socket != spec.socket));
-        worker.opening.push(Opening { spec, request: request.to_vec(), key: key.cloned() });
-    }
-
     pub(super) fn opening_count(&self, at: usize) -> usize {
         self.workers[at].opening.len()
     }
 
-    /// Reports the result of a requested socket.
-    pub(super) fn report_opened(&mut self, at: usize, which: usize, mut result: Result<(), OpenError>) {
-        if self.workers[at].opening.is_empty() {
-            return;
-        }
-        let which = which % self.workers[at].opening.len();
-        let Opening { spec, request, key } = self.workers[at].opening.swap_remove(which);
-        // The kernel binds an address once.
-        let is_bound = |worker: &Worker| worker.open.values().chain(&worker.closing).any(|bind| *bind == spec.bind);
-        if result.is_ok() && self.workers.iter().any(is_bound) {
-            result = Err(OpenError::PortInUse);
-        }
+    /// Passes the result of opening a socket to a worker. Returns the content of the response buffer, too.
+    fn socket_opened(&mut self, at: usize, spec: &SocketSpec, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
         let mut response = vec![UNTOUCHED; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now(), unix: self.unix, rng: &mut self.rng };
-        let opened = self.workers[at].server.socket_opened(&mut cx, &spec, result, &mut response);
-        let is_used = !matches!(opened, Opened::Abandoned);
-        match (result, is_used) {
-            (Ok(()), true) => drop(self.workers[at].open.insert(spec.socket, spec.bind)),
-            (Ok(()), false) => self.workers[at].closing.push(spec.bind),
-            (Err(_), _) => {}
-        }
-        match opened {
-            Opened::Respond(tuple, decision) => {
-                let message = responses::check(&tuple, &request, &response, &decision);
-                self.tokens.extend(message.get().unwrap().map(|ReservationToken(token)| token));
-            }
-            Opened::Open(next) => self.requested(at, next, &request, key.as_ref()),
-            Opened::Abandoned => {}
-        }
-        self.carry_out(at);
+        let opened = self.workers[at].server.socket_opened(&mut cx, spec, result, &mut response);
+        (opened, response)
     }
 
     /// Reports a socket closed.
@@ -297,6 +295,7 @@ impl World {
     ) {
         let buffer = [&[UNTOUCHED; HEADROOM][..], payload, &[UNTOUCHED; TAILROOM]].concat();
         let segments = length.map_or(1, |length| payload.len().div_ceil(length.max(1)).max(1));
+        let step = length.unwrap_or(payload.len()).max(1);
         let mut burst = PeerBurst::new(source, HEADROOM..HEADROOM + payload.len(), length, self.fields);
         let mut decisions = 0;
         loop {
@@ -306,21 +305,44 @@ impl World {
             let Some(decision) = server.peer_packet(&mut cx, socket, &buffer, &mut burst, &mut headroom) else { break };
             decisions += 1;
             if let FromPeer::Relay(route) = decision {
-                assert!(self.workers[at].open.contains_key(&socket), "data comes through an open socket");
-                let server = &self.workers[at].server;
-                let peer = server.snapshot().relays.advertised(source);
-                let allocation = server.table.get(socket.allocation()).expect("the socket has an allocation");
-                assert_eq!(route.tuple, allocation.tuple);
-                let data = buffer.get(route.payload.clone()).expect("the payload is in the buffer");
-                let message = [&headroom[HEADROOM - route.header..], data, &vec![0; route.padding]].concat();
-                assert!(headroom[..HEADROOM - route.header].iter().all(|byte| *byte == UNTOUCHED));
-                assert_message(&message, peer, data, route.tuple.transport.is_framed());
-                self.assert_permitted(at, socket.allocation(), peer);
-                self.charge(at, socket, Direction::ToClient, data.len());
+                let start = (decisions - 1) * step;
+                let place = HEADROOM + start..HEADROOM + payload.len().min(start + step);
+                self.relay_to_client(at, socket, source, &buffer, &headroom, &route, place);
             }
             self.carry_out(at);
         }
         assert_eq!(decisions, segments, "each datagram has one outcome");
+    }
+
+    /// Checks a message to a client. The datagram is at `place` in the buffer.
+    fn relay_to_client(
+        &mut self,
+        at: usize,
+        socket: SocketId,
+        source: SocketAddr,
+        buffer: &[u8],
+        headroom: &[u8; HEADROOM],
+        route: &ToClient,
+        place: Range<usize>,
+    ) {
+        let Worker { server, open, rights, .. } = &self.workers[at];
+        let bind = open.get(&socket).expect("data comes through an open socket");
+        let rights = rights.get(&socket.allocation()).expect("the socket has an allocation");
+        assert_eq!(route.tuple, rights.tuple, "data goes to the client of the allocation");
+        assert!(rights.relays.get(bind).is_some_and(|relay| relay.until > self.ms), "that has not expired");
+        let peer = server.snapshot().relays.advertised(source);
+        let channel = rights.channel_of(peer, self.ms);
+        assert!(channel.is_some() || rights.has_permission(peer.ip(), self.ms), "{peer} has a permission or a channel");
+        assert_eq!(route.payload, place, "exactly the data of the datagram is relayed");
+        assert_eq!(Some(route.fields), route.tuple.transport.relayed_fields(self.fields));
+        let (untouched, header) = headroom.split_at(HEADROOM - route.header);
+        assert!(untouched.iter().all(|byte| *byte == UNTOUCHED));
+        let data = &buffer[place];
+        let message = [header, data, &vec![0; route.padding]].concat();
+        assert_message(&message, peer, channel, data, route.tuple.transport.is_framed());
+        let bytes = data.len();
+        self.assert_allowed(at, socket.allocation(), peer);
+        self.charge(at, socket, Direction::ToClient, bytes);
     }
 
     /// Passes an ICMP error to a worker.
@@ -337,9 +359,10 @@ impl World {
             assert_padding_is_zero(&buffer[..length]);
             let id = socket.allocation();
             assert_eq!(server.table.get(id).map(|allocation| allocation.tuple), Some(tuple));
-            let rights = self.workers[at].rights.get(&id).expect("the allocation was created");
-            let lasts = |until: Option<&u64>| until.is_some_and(|until| *until > self.ms);
-            assert!(lasts(rights.permissions.get(&peer.ip())) || lasts(rights.channels.get(&peer)));
+            let Worker { open, rights, .. } = &self.workers[at];
+            assert!(open.contains_key(&socket), "the error is about an open socket");
+            let rights = rights.get(&id).expect("the allocation was created");
+            assert!(rights.has_permission(peer.ip(), self.ms) || rights.channel_of(peer, self.ms).is_some());
         }
         self.carry_out(at);
     }
@@ -352,10 +375,17 @@ impl World {
 
     pub(super) fn advance(&mut self, at: usize, most: usize) {
         let now = self.now();
-        while self.workers[at].server.advance(now, most) && most > 1 {
+        loop {
+            let has_more = self.workers[at].server.advance(now, most);
+            if !has_more {
+                let ms = self.ms;
+                self.reservations.retain(|reservation| reservation.at != at || reservation.until > ms);
+            }
             self.carry_out(at);
+            if !has_more || most == 1 {
+                return;
+            }
         }
-        self.carry_out(at);
     }
 
     pub(super) fn review(&mut self, at: usize, most: usize) {
@@ -366,6 +396,7 @@ impl World {
 
     pub(super) fn connection_closed(&mut self, at: usize, tuple: &FiveTuple) {
         let now = self.now();
+        self.commanded = Some(EndReason::ConnectionClosed);
         self.workers[at].server.connection_closed(now, tuple);
         assert_eq!(self.workers[at].server.allocation_of(tuple), None);
         self.carry_out(at);
@@ -376,10 +407,12 @@ impl World {
         let (now, server) = (self.now(), &mut self.workers[at].server);
         let Some(id) = server.allocation_of(tuple) else { return };
         if by_operator {
-            let is_open = server.describe(now, id).is_some();
-            assert_eq!(server.end_allocation(now, id, Operator { process: None, user: 0 }), is_open);
+            let (is_open, operator) = (server.describe(now, id).is_some(), Operator { process: None, user: 0 });
+            self.commanded = Some(EndReason::EndedByOperator(operator));
+            assert_eq!(server.end_allocation(now, id, operator), is_open);
             assert!(!is_open || server.allocation_of(tuple).is_none());
         } else {
+            self.commanded = Some(EndReason::ListenerRemoved);
             server.end_unserved(now, id);
             assert_eq!(server.allocation_of(tuple), None);
         }
@@ -404,6 +437,9 @@ impl World {
         self.all_tables = known.iter().chain(new).cloned().collect();
         let snapshot = blueprint.snapshot_with(self.tables.iter().cloned().collect());
         self.blueprint = blueprint;
+        let tables = &self.tables;
+        let is_kept = |reservation: &Reservation| tables.iter().any(|table| Arc::ptr_eq(table, &reservation.table));
+        self.reservations.retain(is_kept);
         for at in 0..self.workers.len() {
             self.workers[at].server.reconfigure(Arc::clone(&snapshot));
         }
@@ -416,19 +452,34 @@ impl World {
         let mut successor =
             Self { ms: self.ms, unix: self.unix, ..Self::new(self.clone_blueprint(), self.workers.len()) };
         for (old, new) in self.workers.iter().zip(&mut successor.workers) {
-            for record in old.server.export(epoch) {
-                let live = record.relays.iter().any(|relay| relay.expires > epoch.unix);
-                match new.server.import(epoch, &record) {
-                    Ok(sockets) => {
-                        assert!(live && !sockets.is_empty());
-                        new.open.extend(sockets.iter().map(|spec| (spec.socket, spec.bind)));
-                        let (from, to) = (old.server.allocation_of(&record.tuple), sockets[0].socket.allocation());
-                        let rights = from.and_then(|from| old.rights.get(&from)).expect("the allocation was created");
-                        new.rights.insert(to, rights.clone());
-                    }
-                    Err(ImportError::Credentials | ImportError::Port(_)) => {}
-                    Err(ImportError::Expired) => assert!(!live),
-                    Err(error) => panic!("{error}"),
+            let records: Vec<AllocationRecord> = old.server.export(epoch).collect();
+            for record in &records {
+                let from = old.server.allocation_of(&record.tuple).expect("it was exported");
+                let rights = old.rights.get(&from).expect("the allocation was created");
+                let has_bind = |bind: SocketAddr| self.tables.iter().any(|table| table.bind() == bind.ip());
+                let missing = record.relays.iter().map(|relay| relay.bind).find(|bind| !has_bind(*bind));
+                let expected = match missing {
+                    _ if !rights.signature.is_known(&self.blueprint) => Err(ImportError::Credentials),
+                    Some(bind) => Err(ImportError::Port(bind)),
+                    None => Ok(()),
+                };
+                let imported = new.server.import(epoch, record);
+                assert_eq!(imported.as_ref().map(|_| ()).map_err(|error| *error), expected);
+                let Ok(sockets) = imported else { continue };
+                assert!(sockets.iter().map(|spec| spec.bind).eq(record.relays.iter().map(|relay| relay.bind)));
+                new.open.extend(sockets.iter().map(|spec| (spec.socket, spec.bind)));
+                let to = sockets[0].socket.allocation();
+                let mut rights = rights.clone();
+                rights.relays.retain(|_, relay| relay.until > self.ms);
+                for (bind, relay) in &mut rights.relays {
+                    // The address may have been given another advertised one.
+                    let table = self.tables.iter().find(|table| table.bind() == bind.ip());
+                    relay.advertised.set_ip(table.expect("it was imported").advertised());
+                }
+                new.rights.insert(to, rights);
+                if !old.server.review.is_pending() {
+                    let again = new.server.export(epoch).find(|again| again.tuple == record.tuple);
+                    assert_eq!(again.as_ref(), Some(record), "the same allocation");
                 }
             }
         }
@@ -461,7 +512,9 @@ impl World {
     pub(super) fn stop(&mut self) {
         let now = self.now();
         for at in 0..self.workers.len() {
+            self.commanded = Some(EndReason::ServerStopped);
             self.workers[at].server.stop(now);
+            self.reservations.retain(|reservation| reservation.at != at);
             self.carry_out(at);
         }
         self.settle();
@@ -491,12 +544,19 @@ impl World {
 
     /// Carries out the actions of a worker and checks everything.
     fn carry_out(&mut self, at: usize) {
-        let Worker { server, open, closing, routes, rights, ended, .. } = &mut self.workers[at];
+        let Worker { server, open, closing, closed, routes, rights, created, ended, .. } = &mut self.workers[at];
+        let mut gone: Vec<(AllocationId, SocketAddr, Relayed)> = Vec::new();
+        let mut summaries = Vec::new();
         while let Some(action) = server.next_action() {
             match action {
                 Action::Close { socket, bind } => {
                     assert_eq!(open.remove(&socket), Some(bind), "an open socket is closed, once");
                     closing.push(bind);
+                    closed.push(socket);
+                    let id = socket.allocation();
+                    let relay = rights.get_mut(&id).and_then(|rights| rights.relays.remove(&bind));
+                    // The first of two sockets may be open in an allocation that is not.
+                    gone.extend(relay.map(|relay| (id, bind, relay)));
                 }
                 Action::RouteAdded(route) => {
                     assert!(open.contains_key(&route.socket), "a route has an open socket");
@@ -510,18 +570,50 @@ impl World {
                     assert_eq!(routes.len() + 1, before, "the removed route was announced");
                 }
                 Action::Log(Event::AllocationCreated { id, .. }) => {
-                    assert!(
-                        !ended.contains(&id) && rights.insert(id, Rights::default()).is_none(),
-                        "IDs are not reused"
-                    );
+                    let (responded, of) = created.take().expect("an allocation is announced after its response");
+                    assert_eq!(responded, id);
+                    assert!(!ended.contains(&id) && rights.insert(id, of).is_none(), "IDs are not reused");
                 }
                 Action::Log(Event::AllocationEnded(summary)) => {
-                    assert!(rights.remove(&summary.id).is_some(), "an allocation ends once");
+                    let of = rights.remove(&summary.id).expect("an allocation ends once");
+                    assert_eq!(of.tuple, summary.tuple);
                     ended.insert(summary.id);
+                    summaries.push((summary, of));
                 }
                 Action::Log(_) => {}
             }
         }
+        assert!(created.is_none(), "an allocation with a success response is announced");
+        for (summary, of) in summaries {
+            let relays: Vec<_> = gone.extract_if(.., |(id, ..)| *id == summary.id).collect();
+            self.assert_reason(summary.reason, &of, &relays);
+        }
+        // One of two relayed transport addresses.
+        for (_, bind, relay) in gone {
+            assert!(relay.until <= self.ms || !self.has_relay(bind, relay), "{bind} was in use");
+        }
+        self.commanded = None;
         self.check(at);
+    }
+
+    /// Whether the configuration has the relay address of a relayed transport address.
+    fn has_relay(&self, bind: SocketAddr, relay: Relayed) -> bool {
+        let address = (bind.ip(), relay.advertised.ip());
+        self.tables.iter().any(|table| (table.bind(), table.advertised()) == address)
+    }
+
+    /// Checks why an allocation has ended.
+    fn assert_reason(&self, reason: EndReason, of: &Rights, relays: &[(AllocationId, SocketAddr, Relayed)]) {
+        let have_passed = relays.iter().all(|(.., relay)| relay.until <= self.ms);
+        let is_right = match reason {
+            EndReason::Deleted | EndReason::Expired => have_passed,
+            EndReason::CredentialsRevoked => of.signature.credential.is_revoked(&self.blueprint),
+            EndReason::CredentialsRemoved => !of.signature.is_known(&self.blueprint),
+            EndReason::RelayAddressGone => {
+                relays.iter().all(|(_, bind, relay)| relay.until <= self.ms || !self.has_relay(*bind, *relay))
+            }
+            command => self.commanded == Some(command),
+        };
+        assert!(is_right, "an allocation ends for a reason, which {reason} is not: {of:?}");
     }
 }

@@ -56,10 +56,7 @@ pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use shared::sources::{Sources, Waiting};
 pub use shared::test_links::TestLinks;
 #[cfg(any(test, feature = "fuzzing"))]
-pub(crate) use tables::{
-    allocation::{Allocation, State},
-    relays::SocketState,
-};
+pub(crate) use tables::{allocation::State, relays::SocketState};
 pub use time::{Deadline, Instant};
 
 pub use crate::transport::Transport;

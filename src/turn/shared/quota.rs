@@ -282,7 +282,7 @@ impl Quota {
     }
 
     /// Returns the number of allocations that are counted for `user`.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn of_user(&self, user: &str) -> u64 {
         let (row, tag) = self.fingerprint(user);
         let words = self.row(row).iter().map(|word| word.load(Ordering::Relaxed));
