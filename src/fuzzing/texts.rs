@@ -65,7 +65,9 @@ fn nonces(unix: u64, client: SocketAddr, choices: &[u8], text: &str) {
     // Each place with another character of base64url, and with any other byte.
     let mut changed = nonce.as_bytes().to_vec();
     let at = choice(0) % changed.len();
-    for other in [b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[choice(1) % 64], choice(1) as u8 & 0x7f] {
+    for other in
+        [b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[choice(1) % 64], choice(1) as u8 & 0x7f]
+    {
         let before = std::mem::replace(&mut changed[at], other);
         if before != other {
             let changed = str::from_utf8(&changed).unwrap();

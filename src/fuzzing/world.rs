@@ -154,7 +154,7 @@ impl World {
             let server = &mut self.workers[at].server;
             let Some(decision) = server.client_packet(&mut cx, tuple, buffer, &mut burst, &mut response) else { break };
             decisions += 1;
-            let mut has_effect = false;
+            let (after, mut has_effect) = (self.footprint(), false);
             match decision {
                 FromClient::Relay(route) => self.relay_to_peer(at, tuple, packet, start, &route),
                 FromClient::Respond(decision) => {
@@ -176,7 +176,7 @@ impl World {
                 FromClient::Drop(_) => {}
             }
             if !has_effect {
-                before.assert_same(&self.footprint(), authentic.is_some());
+                before.assert_same(&after, authentic.is_some());
             }
             self.carry_out(at);
         }
@@ -473,8 +473,8 @@ impl World {
                 rights.relays.retain(|_, relay| relay.until > self.ms);
                 for (bind, relay) in &mut rights.relays {
                     // The address may have been given another advertised one.
-                    let table = self.tables.iter().find(|table| table.bind() == bind.ip());
-                    relay.advertised.set_ip(table.expect("it was imported").advertised());
+                    let table = successor.tables.iter().find(|table| table.bind() == bind.ip());
+                    relay.table = Arc::clone(table.expect("it was imported"));
                 }
                 new.rights.insert(to, rights);
                 if !old.server.review.is_pending() {
@@ -590,16 +590,15 @@ impl World {
         }
         // One of two relayed transport addresses.
         for (_, bind, relay) in gone {
-            assert!(relay.until <= self.ms || !self.has_relay(bind, relay), "{bind} was in use");
+            assert!(relay.until <= self.ms || !self.has_relay(&relay), "{bind} was in use");
         }
         self.commanded = None;
         self.check(at);
     }
 
     /// Whether the configuration has the relay address of a relayed transport address.
-    fn has_relay(&self, bind: SocketAddr, relay: Relayed) -> bool {
-        let address = (bind.ip(), relay.advertised.ip());
-        self.tables.iter().any(|table| (table.bind(), table.advertised()) == address)
+    fn has_relay(&self, relay: &Relayed) -> bool {
+        self.tables.iter().any(|table| Arc::ptr_eq(table, &relay.table))
     }
 
     /// Checks why an allocation has ended.
@@ -610,7 +609,7 @@ impl World {
             EndReason::CredentialsRevoked => of.signature.credential.is_revoked(&self.blueprint),
             EndReason::CredentialsRemoved => !of.signature.is_known(&self.blueprint),
             EndReason::RelayAddressGone => {
-                relays.iter().all(|(_, bind, relay)| relay.until <= self.ms || !self.has_relay(*bind, *relay))
+                relays.iter().all(|(.., relay)| relay.until <= self.ms || !self.has_relay(relay))
             }
             command => self.commanded == Some(command),
         };

@@ -23,9 +23,9 @@ pub(super) const RESERVATION: u64 = 30_000;
 const LIFETIMES: (u32, u32) = (600, 3_600);
 
 /// A relayed transport address of an allocation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Relayed {
-    pub(super) advertised: SocketAddr,
+    pub(super) table: Arc<RelayAddress>,
     /// When it expires. Times are in milliseconds.
     pub(super) until: u64,
 }
@@ -68,11 +68,12 @@ impl Rights {
 
     /// Checks the response to the Allocate request, or to its retransmission (RFC 8656 §7.2).
     fn assert_allocated(&self, response: &Message<'_>, now: u64) {
-        let live = self.relays.values().filter(|relay| relay.until > now);
+        let live = self.relays.iter().filter(|(_, relay)| relay.until > now);
         let relayed: Vec<SocketAddr> = response.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
-        assert_eq!(relayed, live.clone().map(|relay| relay.advertised).collect::<Vec<_>>(), "the open sockets");
+        let advertised = live.clone().map(|(bind, relay)| SocketAddr::new(relay.table.advertised(), bind.port()));
+        assert_eq!(relayed, advertised.collect::<Vec<_>>(), "the open sockets");
         assert_eq!(response.get(), Ok(Some(XorMappedAddress(self.tuple.client))));
-        let until = live.map(|relay| relay.until).min().expect("an allocation has a relayed transport address");
+        let until = live.map(|(_, relay)| relay.until).min().expect("an allocation has a relayed transport address");
         assert_eq!(response.get(), Ok(Some(Lifetime(seconds(until - now)))));
         assert_eq!(response.get(), Ok(self.token.map(ReservationToken)));
         let draft = response.attributes().find(|attribute| attribute.kind == AttributeType::DRAFT_ADDRESS_ERROR_CODE);
@@ -204,8 +205,7 @@ impl World {
         match (result, is_used) {
             (Ok(()), true) => {
                 assert!(asked.until > self.ms, "an allocation that has expired is not opened");
-                let advertised = SocketAddr::new(table.advertised(), spec.bind.port());
-                asked.opened.insert(spec.bind, Relayed { advertised, until: asked.until });
+                asked.opened.insert(spec.bind, Relayed { table: Arc::clone(&table), until: asked.until });
                 self.workers[at].open.insert(spec.socket, spec.bind);
             }
             (Ok(()), false) => self.workers[at].closing.push(spec.bind),
@@ -218,7 +218,7 @@ impl World {
                 if matches!(decision.outcome, Outcome::Answered(_)) {
                     self.opened(at, &spec, tuple, &response, signature, (asked, &table));
                 } else {
-                    assert_eq!(asked.opened, BTreeMap::new(), "an open socket is used");
+                    assert!(asked.opened.is_empty(), "an open socket is used");
                 }
             }
             Opened::Open(next) => self.open_next(at, tuple, next, request, signature, asked),
