@@ -36,7 +36,7 @@ const SECRET: &str = "the-secret-of-this-server";
 const LINK: &str = "{link}";
 
 /// Passes requests, separated by zero bytes, to the handlers. The first byte of each says who sends it: 1 a process on
-/// the control socket, 2 a client on this machine, else a client on the network. Then come the method and the path, a
+/// the control socket, 2 a client on this machine, 4 one that may read metrics, else a client on the network. Then come the method and the path, a
 /// line for each header field, a blank line, and the body.
 pub fn http(data: &[u8]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime without I/O");
@@ -112,13 +112,12 @@ async fn respond(api: &Api, text: &[u8], link: &mut String) {
     let client = match from {
         1 => Client::Process(PeerCredentials { process: Some(1), user: 0 }),
         2 => Client::Address(([127, 0, 0, 1], 5_000).into()),
+        4 => Client::Address(([10, 0, 0, 1], 5_000).into()),
         _ => Client::Address(([192, 0, 2, 1], 5_000).into()),
     };
     let text = String::from_utf8_lossy(text).replace(LINK, link);
     let Some(request) = request(&text) else { return };
-    let has_key = request.headers().get(AUTHORIZATION).is_some_and(|value| value.as_bytes().ends_with(KEY.as_bytes()));
-    let has_token =
-        request.headers().get(AUTHORIZATION).is_some_and(|value| value.as_bytes().ends_with(TOKEN.as_bytes()));
+    let (has_key, has_token) = (has_bearer(&request, KEY), has_bearer(&request, TOKEN));
     let (path, is_process) = (request.uri().path().to_owned(), matches!(client, Client::Process(_)));
     let response = match api.refuse(&client, &request) {
         Some(response) => response,
@@ -134,16 +133,26 @@ async fn respond(api: &Api, text: &[u8], link: &mut String) {
     assert!(!leaks(SECRET) && !leaks(TOKEN), "no response has a secret");
     let is_json = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let json: Option<Value> = is_json.then(|| serde_json::from_str(&body).expect("JSON is well-formed"));
-    if parts.status.is_success() {
-        match path.as_str() {
-            "/v1/ice-servers" if !is_process => assert!(has_key || parts.status == StatusCode::NO_CONTENT, "{path}"),
-            "/metrics" => assert!(is_process || has_token, "{path}"),
-            "/v1/sessions" | "/v1/revocations" | "/v1/drain" | "/v1/reload" | "/v1/log-level" | "/v1/test-links" => {
-                assert!(is_process, "{path}");
-            }
-            _ => {}
+    let is_form = path == "/v1/ice-servers" || path == "/turn" || path.starts_with("/v1/turn/keys/");
+    match path.as_str() {
+        // Without access, a client learns nothing, not even from an error.
+        "/metrics" | "/healthz" | "/readyz" => {
+            let refused = [StatusCode::UNAUTHORIZED, StatusCode::METHOD_NOT_ALLOWED];
+            assert!(is_process || has_token || *from == 4 || refused.contains(&parts.status), "{path}");
         }
-    } else if let Some(error) = json.as_ref().and_then(|json| json.get("error")) {
+        _ if path.starts_with("/v1/") && !is_form => {
+            assert!(is_process || parts.status == StatusCode::NOT_FOUND, "only the operator steers: {path}");
+        }
+        _ => {}
+    }
+    if is_form && parts.status.is_success() && parts.status != StatusCode::NO_CONTENT {
+        // At `/turn`, the key may be a parameter, in which characters may be escaped.
+        let is_escaped = path == "/turn" && (text.contains(KEY) || text.contains('%'));
+        assert!(!is_process && (has_key || is_escaped), "an application has a key: {path}");
+    }
+    if !parts.status.is_success()
+        && let Some(error) = json.as_ref().and_then(|json| json.get("error"))
+    {
         let error = error.as_str().expect("it is a text");
         assert!(!error.is_empty() && !error.contains(char::is_control), "{error:?}");
     }
@@ -151,6 +160,13 @@ async fn respond(api: &Api, text: &[u8], link: &mut String) {
         *link =
             fragment.1.chars().take_while(|letter| letter.is_ascii_alphanumeric() || "-_".contains(*letter)).collect();
     }
+}
+
+/// Whether a request has a token (RFC 6750 §2.1).
+fn has_bearer(request: &Request<Bytes>, token: &str) -> bool {
+    let value = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let parts = value.and_then(|value| value.split_once(' '));
+    parts.is_some_and(|(scheme, sent)| scheme.eq_ignore_ascii_case("bearer") && sent.trim() == token)
 }
 
 /// Returns the request in a text; `None` if hyper would reject it.
