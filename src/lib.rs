@@ -45,6 +45,16 @@ mod test_certificates;
 #[path = "../tests/support/memory_table.rs"]
 mod test_memory_table;
 #[cfg(any(test, feature = "fuzzing"))]
+#[path = "../tests/support/messages.rs"]
+#[allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "for tests and fuzz targets"
+)]
+mod test_messages;
+#[cfg(any(test, feature = "fuzzing"))]
 #[path = "../tests/support/world.rs"]
 #[allow(
     clippy::expect_used,

@@ -28,7 +28,7 @@ mod architecture {
     use std::fs;
     use std::path::{Path, PathBuf};
 
-    use crate::paths::{imports, library_imports, paths, without_tests};
+    use crate::paths::{imports, library_imports, other_test_features, paths, without_tests};
     use crate::tokens::{Token, starts_with, tokens};
 
     /// The modules that each module of the library may use.
@@ -308,6 +308,15 @@ mod architecture {
             .map(|file| file.path)
             .collect();
         assert_eq!(unsafe_files, [src().join("net").join("sys.rs")]);
+    }
+
+    // Code for a feature of the server must obey the rules.
+    #[test]
+    fn no_feature_but_that_of_the_fuzz_targets_excludes_code_from_the_rules() {
+        for file in all_programs() {
+            let text = fs::read_to_string(&file.path).unwrap();
+            assert_eq!(other_test_features(&text), [""; 0], "{}", file.path.display());
+        }
     }
 
     #[test]

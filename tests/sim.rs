@@ -30,6 +30,8 @@ mod rng;
 mod setup;
 #[path = "sim/steps.rs"]
 mod steps;
+#[path = "support/messages.rs"]
+mod test_messages;
 #[path = "support/world.rs"]
 mod test_world;
 #[path = "sim/world.rs"]

@@ -8,7 +8,6 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::input::Input;
-use super::stun::assert_padding_is_zero;
 use crate::auth::{KeyAlgorithm, LongTermKey, Secret};
 use crate::client::{
     Algorithms, Allocate, Client, Credentials, Event, Failure, Families, Request, RequestId, Settings, Timing,
@@ -20,6 +19,7 @@ use crate::stun::attribute::{
 use crate::stun::{
     Attribute as _, AttributeType, Class, ErrorCode, IntegrityStatus, Message, MessageWriter, RawAttribute,
 };
+use crate::test_messages::assert_padding_is_zero;
 
 /// What a request may cost at most: it is sent once, and again for each of four challenges, each with seven repetitions.
 const MOST_SENT: usize = 5 * 7;

@@ -2,6 +2,7 @@
 
 use crate::stun::attribute::*;
 use crate::stun::*;
+use crate::test_messages::{assert_padding_is_zero, attributes};
 
 const KEY: &[u8] = b"key";
 
@@ -115,22 +116,4 @@ pub fn stun(data: &[u8]) {
 /// Returns the number of attributes, those included that a receiver ignores.
 fn count(message: &[u8]) -> usize {
     attributes(message).count()
-}
-
-/// Returns the type, the value and the padding of each attribute of a well-formed message.
-pub(super) fn attributes(message: &[u8]) -> impl Iterator<Item = (AttributeType, &[u8], &[u8])> {
-    let mut rest = &message[HEADER_LEN..];
-    std::iter::from_fn(move || {
-        let ([kind_high, kind_low, high, low], following) = rest.split_first_chunk()?;
-        let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let (value, following) = following.split_at(length);
-        let (padding, following) = following.split_at(length.next_multiple_of(4) - length);
-        rest = following;
-        Some((AttributeType::new(u16::from_be_bytes([*kind_high, *kind_low])), value, padding))
-    })
-}
-
-/// RFC 8489 §14: the padding bits must be zero, so that no bytes of other clients are in them.
-pub(super) fn assert_padding_is_zero(message: &[u8]) {
-    assert!(attributes(message).all(|(.., padding)| padding.iter().all(|byte| *byte == 0)), "padding is zero");
 }

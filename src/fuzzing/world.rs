@@ -17,12 +17,12 @@ use rand::rngs::StdRng;
 use self::checks::assert_message;
 use self::rights::{Opening, Relayed, Reservation, Rights};
 use super::credentials::Signature;
-use super::responses::{self, UNTOUCHED};
-use super::stun::assert_padding_is_zero;
+use super::responses;
 use crate::auth::TestLink;
 use crate::ip_fields::IpFields;
 use crate::stun::attribute::XorPeerAddress;
 use crate::stun::{AttributeType, Class, Message, Method};
+use crate::test_messages::{UNTOUCHED, assert_padding_is_zero};
 use crate::test_world::Blueprint;
 use crate::turn::*;
 
@@ -94,7 +94,7 @@ impl Worker {
 impl World {
     pub(super) fn new(blueprint: Blueprint, workers: usize) -> Self {
         let all_tables = blueprint.relay_addresses();
-        let (snapshot, ledger) = (blueprint.snapshot_with(all_tables.clone()), blueprint.ledger());
+        let (snapshot, ledger) = (blueprint.snapshot_with(all_tables.clone()), blueprint.small_ledger());
         ledger.test_links.open(TestLink::at(0).unwrap(), 4_000);
         Self {
             tables: all_tables.iter().cloned().collect(),

@@ -22,9 +22,6 @@ use super::time::{Deadline, Instant};
 use crate::auth::IdentityCache;
 use crate::stun::attribute::AddressFamily;
 
-/// The number of allocations that every table has room for.
-const SMALLEST_TABLE: usize = if cfg!(feature = "fuzzing") { 8 } else { 1024 };
-
 /// A port that this worker holds: the address to which the socket is bound, and the relay address with the port.
 type HeldPort = (SocketAddr, Arc<RelayAddress>);
 
@@ -60,8 +57,7 @@ impl Server {
         Self {
             responses: ResponseBudget::default(),
             review: Review::new(&snapshot.limits),
-            // Relay addresses may be added later, so their present number does not matter.
-            table: Table::new(ledger.room().max(SMALLEST_TABLE)),
+            table: Table::new(ledger.table_room()),
             snapshot,
             ledger,
             actions: VecDeque::new(),

@@ -104,12 +104,19 @@ pub(crate) fn library_imports(tokens: &[Token]) -> BTreeSet<String> {
     paths(&[], tokens).into_iter().filter_map(target).collect()
 }
 
-/// What excludes code from the server: it is for tests, or for tests and the feature `fuzzing`. Tokens have no literals, and
-/// no other feature is named together with `test`.
+/// What excludes code from the server: it is for tests, or for tests and the feature `fuzzing`. Tokens have no literals:
+/// [`other_test_features`] finds other features.
 const TESTS_ONLY: [&[&str]; 2] = [
     &["#", "[", "cfg", "(", "test", ")", "]"],
     &["#", "[", "cfg", "(", "any", "(", "test", ",", "feature", "=", ")", ")", "]"],
 ];
+
+/// Returns the features other than `fuzzing` for which code is compiled as for tests.
+pub(crate) fn other_test_features(source: &str) -> Vec<String> {
+    let dense: String = source.split_whitespace().collect();
+    let named = dense.split("any(test,feature=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    named.filter(|feature| *feature != "fuzzing").map(str::to_owned).collect()
+}
 
 /// Removes the items that are compiled for tests only. Also returns the names of those that are module files.
 pub(crate) fn without_tests(tokens: &[Token]) -> (Vec<Token>, Vec<String>) {
@@ -225,6 +232,13 @@ mod tests {
         let found: Vec<String> = library_imports(&tokens(source)).into_iter().collect();
         assert_eq!(found, ["auth", "clock", "config"]);
         assert!(library_imports(&tokens("use turnserver as t;")).contains("*"));
+    }
+
+    #[test]
+    fn only_the_feature_of_the_fuzz_targets_is_like_a_test() {
+        let source =
+            "#[cfg(any(test, feature = \"fuzzing\"))] mod a; #[cfg(any(\n    test,\n    feature = \"tls\"\n))] mod b;";
+        assert_eq!(other_test_features(source), ["tls"]);
     }
 
     #[test]

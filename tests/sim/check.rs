@@ -15,6 +15,7 @@ use turnserver::turn::{Limit, Outcome, RejectionCode};
 
 use crate::model::{Body, ExpectedResponse, NO_PORT};
 use crate::setup::REALM;
+use crate::test_messages::assert_padding_is_zero;
 
 /// Checks a response. Returns its nonce.
 pub(crate) fn response(
@@ -24,7 +25,7 @@ pub(crate) fn response(
     key: Option<&LongTermKey>,
 ) -> Option<String> {
     let message = Message::parse(bytes).expect("a response is well-formed");
-    padding_is_zero(bytes);
+    assert_padding_is_zero(bytes);
     assert_eq!((message.method(), message.transaction_id()), (expected.method, expected.transaction));
     let fingerprint = if expected.fingerprint { FingerprintStatus::Valid } else { FingerprintStatus::Absent };
     assert_eq!(message.fingerprint(), fingerprint);
@@ -129,7 +130,7 @@ pub(crate) fn data_indication(bytes: &[u8], peer: SocketAddr, payload: &[u8]) {
     assert_eq!(message.get(), Ok(Some(XorPeerAddress(peer))));
     assert_eq!(message.get(), Ok(Some(Data(payload))));
     assert_eq!(message.attributes().count(), 2);
-    padding_is_zero(bytes);
+    assert_padding_is_zero(bytes);
 }
 
 /// Checks a Data indication about an ICMP error.
@@ -145,15 +146,4 @@ pub(crate) fn channel_data(bytes: &[u8], number: u16, payload: &[u8]) {
     assert_eq!(&bytes[..2], number.to_be_bytes());
     assert_eq!(&bytes[2..4], (payload.len() as u16).to_be_bytes());
     assert_eq!(&bytes[4..], payload);
-}
-
-/// RFC 8489 §14: padding contains no bytes of other clients.
-fn padding_is_zero(message: &[u8]) {
-    let mut rest = &message[20..];
-    while let [_, _, high, low, tail @ ..] = rest {
-        let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let (value, following) = tail.split_at(length.next_multiple_of(4));
-        assert!(value[length..].iter().all(|byte| *byte == 0), "padding is zero");
-        rest = following;
-    }
 }

@@ -122,6 +122,11 @@ impl Blueprint {
         Arc::new(Ledger::new(self.relays.len() * self.ports.len(), 16, [self.quota_key; 2]))
     }
 
+    /// Returns a ledger for one of many short runs.
+    pub(crate) fn small_ledger(&self) -> Arc<Ledger> {
+        Arc::new(Ledger::with_small_tables(self.relays.len() * self.ports.len(), 16, [self.quota_key; 2]))
+    }
+
     /// Returns a server with its snapshot and ledger.
     pub(crate) fn server(&self) -> (Server, Arc<Snapshot>, Arc<Ledger>) {
         let (snapshot, ledger) = (self.snapshot(), self.ledger());

@@ -7,9 +7,9 @@ use std::time::Duration;
 use super::rights::{Reservation, Rights};
 use super::{Worker, World};
 use crate::fuzzing::credentials::{self, Signature};
-use crate::fuzzing::stun::assert_padding_is_zero;
 use crate::stun::attribute::{AddressFamily, Data, XorPeerAddress};
 use crate::stun::{Class, Message, Method};
+use crate::test_messages::assert_padding_is_zero;
 use crate::turn::*;
 
 /// What a packet without effect leaves as it is.

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::World;
 use crate::fuzzing::credentials::Signature;
-use crate::fuzzing::stun::attributes;
 use crate::stun::attribute::{
     AddressErrorCode, AddressFamily, ChannelNumber, Lifetime, ReservationToken, XorMappedAddress, XorPeerAddress,
     XorRelayedAddress,
 };
 use crate::stun::{Attribute as _, AttributeType, Message, Method, TransactionId};
+use crate::test_messages::attributes;
 use crate::turn::*;
 
 /// RFC 8656 §9 and §12, in milliseconds.

@@ -20,6 +20,7 @@ pub struct Ledger {
     pub test_links: TestLinks,
     draining: AtomicBool,
     room: usize,
+    smallest_table: usize,
     connections_room: u32,
 }
 
@@ -27,14 +28,32 @@ impl Ledger {
     /// Creates a ledger without allocations, with room for the users of `room` allocations. `connections` is the most
     /// connections, 0 for no limit. The keys come from a secure random source.
     #[must_use]
-    pub fn new(room: usize, connections: u32, [quota, connections_key]: [[u8; 32]; 2]) -> Self {
+    pub fn new(room: usize, connections: u32, keys: [[u8; 32]; 2]) -> Self {
+        Self::with_tables(room, connections, keys, Sources::default(), SMALLEST_TABLE)
+    }
+
+    /// Like [`new`](Self::new), with small tables, for tests that create many ledgers. They hold as much, but more
+    /// sources share a row.
+    #[must_use]
+    pub fn with_small_tables(room: usize, connections: u32, keys: [[u8; 32]; 2]) -> Self {
+        Self::with_tables(room, connections, keys, Sources::with_rows(1 << 8), 8)
+    }
+
+    fn with_tables(
+        room: usize,
+        connections: u32,
+        [quota, connections_key]: [[u8; 32]; 2],
+        sources: Sources,
+        smallest_table: usize,
+    ) -> Self {
         Self {
             quota: Arc::new(Quota::new(room, quota)),
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
-            sources: Sources::default(),
+            sources,
             test_links: TestLinks::default(),
             draining: AtomicBool::new(false),
             room,
+            smallest_table,
             connections_room: u32::try_from(room_for(connections)).unwrap_or(u32::MAX),
         }
     }
@@ -42,6 +61,11 @@ impl Ledger {
     /// Returns the number of allocations for which the tables have room.
     pub(crate) fn room(&self) -> usize {
         self.room
+    }
+
+    /// Returns the number of allocations for which the table of each worker has room.
+    pub(crate) fn table_room(&self) -> usize {
+        self.room.max(self.smallest_table)
     }
 
     /// Returns the number of connections whose sources the table has room for.
@@ -60,6 +84,10 @@ impl Ledger {
         self.draining.store(draining, Ordering::Relaxed);
     }
 }
+
+/// The number of allocations that every table of a worker has room for: its size is fixed when the worker starts, and a
+/// reload may add relay addresses and ports.
+const SMALLEST_TABLE: usize = 1024;
 
 /// The most connections that the table of sources has room for. A process has at most this many open files, unless the
 /// system's `fs.nr_open` was raised.

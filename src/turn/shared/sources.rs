@@ -25,9 +25,9 @@ use crate::turn::rate::{Rate, SharedBucket};
 use crate::turn::shared::quota::zeroed;
 use crate::turn::time::Instant;
 
-/// The number of rows. A keyed hash assigns sources to them, so the memory is fixed: 6 MiB, if all of it is used.
-/// Fuzz targets make a table per run, in a build that does not leave its memory untouched.
-const ROWS: u64 = if cfg!(feature = "fuzzing") { 1 << 8 } else { 1 << 16 };
+/// The number of rows of a server. A keyed hash assigns sources to them, so the memory is fixed: 6 MiB, if all of it is
+/// used.
+const ROWS: usize = 1 << 16;
 /// The number of buckets of a row: two for each [`Kind`], and those for failed authentications.
 const BUCKETS: usize = 2 * Kind::COUNT + 3;
 /// The buckets for failed authentications: of a source with one username, of a source, of the /48 of an IPv6 source.
@@ -131,17 +131,23 @@ pub struct Sources {
 }
 
 impl Default for Sources {
-    #[expect(clippy::cast_possible_truncation, reason = "the number of rows is small")]
     fn default() -> Self {
-        Self {
-            proofs: zeroed(ROWS as usize, AtomicU64::new),
-            buckets: zeroed(ROWS as usize * BUCKETS, SharedBucket::new),
-            hasher: RandomState::new(),
-        }
+        Self::with_rows(ROWS)
     }
 }
 
 impl Sources {
+    /// Creates a table with this number of rows, a power of two. Fewer need less memory, and more sources share one.
+    #[must_use]
+    pub fn with_rows(rows: usize) -> Self {
+        let rows = rows.next_power_of_two();
+        Self {
+            proofs: zeroed(rows, AtomicU64::new),
+            buckets: zeroed(rows * BUCKETS, SharedBucket::new),
+            hasher: RandomState::new(),
+        }
+    }
+
     /// Returns the place of an IPv4 address or of the /64 network of an IPv6 address.
     pub(crate) fn find(&self, address: IpAddr) -> Source {
         self.place(network(address))
@@ -149,7 +155,8 @@ impl Sources {
 
     fn place(&self, key: impl Hash) -> Source {
         let hash = self.hasher.hash_one(key);
-        Source { row: (hash % ROWS) as usize, tag: hash & !TIME_MASK }
+        let rows = self.proofs.len() as u64;
+        Source { row: (hash % rows) as usize, tag: hash & !TIME_MASK }
     }
 
     /// Records what a client of the source has proved.

@@ -1,6 +1,5 @@
 //! One server with two relay addresses, clients that write requests, and checks of every output.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,9 +13,11 @@ use crate::stun::attribute::{
     ErrorCodeAttribute, Lifetime, Nonce, Realm, RequestedTransport, Username, XorPeerAddress, XorRelayedAddress,
 };
 use crate::stun::{
-    Attribute, AttributeType, Class, EncodeAttribute, HEADER_LEN, IntegrityStatus, Message, MessageWriter, Method,
-    TransactionId, ValueWriter,
+    Attribute, AttributeType, Class, EncodeAttribute, IntegrityStatus, Message, MessageWriter, Method, TransactionId,
+    ValueWriter,
 };
+pub(crate) use crate::test_messages::assert_padding_is_zero;
+use crate::test_messages::{UNTOUCHED, checked_response};
 use crate::test_world::{self, Blueprint};
 use crate::turn::*;
 
@@ -241,7 +242,7 @@ impl World {
 
     /// Passes a packet to the server. The response buffer initially contains other bytes.
     pub(crate) fn client_packet(&mut self, tuple: &FiveTuple, packet: &[u8]) -> (FromClient, Vec<u8>) {
-        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
+        let mut buffer = vec![UNTOUCHED; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
         let decision = test_world::client_packet(&mut self.server, &mut cx, tuple, packet, self.fields, &mut buffer);
         if let FromClient::Open(_) = decision {
@@ -300,7 +301,7 @@ impl World {
     }
 
     pub(crate) fn socket_opened(&mut self, open: &SocketSpec, result: Result<(), OpenError>) -> (Opened, Vec<u8>) {
-        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
+        let mut buffer = vec![UNTOUCHED; RESPONSE_BUFFER];
         self.opening -= 1;
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
         let opened = self.server.socket_opened(&mut cx, open, result, &mut buffer);
@@ -397,7 +398,7 @@ impl World {
         peer: SocketAddr,
         error: IcmpError,
     ) -> Result<(FiveTuple, Vec<u8>), DropReason> {
-        let mut buffer = vec![0xaa; RESPONSE_BUFFER];
+        let mut buffer = vec![UNTOUCHED; RESPONSE_BUFFER];
         let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
         let indication = self.server.peer_unreachable(&mut cx, relay, peer, error, &mut buffer)?;
         Ok((indication.tuple, buffer[..indication.length].to_vec()))
@@ -593,31 +594,11 @@ pub(crate) struct CheckedResponse {
 
 impl CheckedResponse {
     pub(crate) fn new(request: &[u8], buffer: &[u8], decision: &Response) -> Self {
-        let (written, untouched) = buffer.split_at(decision.length);
-        assert!(untouched.iter().all(|byte| *byte == 0xaa), "nothing is written after the response");
-        let response = Self { bytes: written.to_vec(), outcome: decision.outcome };
-        let (request, message) = (Message::parse(request).unwrap(), response.message());
-        assert_eq!((message.method(), message.transaction_id()), (request.method(), request.transaction_id()));
-        match response.outcome {
-            Outcome::Answered(method) => {
-                assert_eq!((message.class(), method.into()), (Class::Success, request.method()));
-            }
-            Outcome::Rejected(code) => {
-                assert_eq!((message.class(), response.code()), (Class::Error, Some(code.code().code())));
-                // RFC 8489 §14.8: fewer than 128 characters. A response to an unauthenticated client has none, because
-                // it has to be short.
-                let integrity = [AttributeType::MESSAGE_INTEGRITY, AttributeType::MESSAGE_INTEGRITY_SHA256];
-                let authenticated = integrity.iter().any(|kind| message.contains(*kind));
-                let length = response.reason().chars().count();
-                assert!(if authenticated { (1..128).contains(&length) } else { length == 0 }, "{}", response.reason());
-            }
-            Outcome::RejectedByLimit(limit) => {
-                assert_eq!((message.class(), response.code()), (Class::Error, Some(limit.code().code().code())));
-                assert_eq!(response.reason(), limit.reason());
-            }
-            other => panic!("a response is not {other}"),
+        let bytes = checked_response(request, buffer, decision).as_bytes().to_vec();
+        let response = Self { bytes, outcome: decision.outcome };
+        if let Outcome::RejectedByLimit(limit) = response.outcome {
+            assert_eq!(response.reason(), limit.reason());
         }
-        assert_padding_is_zero(&response.bytes);
         response
     }
 
@@ -653,21 +634,4 @@ impl CheckedResponse {
     pub(crate) fn is_signed_for(&self, client: &Client) -> bool {
         self.message().verify_integrity(client.key().as_bytes()) == IntegrityStatus::Valid
     }
-}
-
-/// Panics unless every padding byte is zero (RFC 8489 §14) and no attribute appears twice. XOR-RELAYED-ADDRESS and
-/// ALTERNATE-SERVER may appear twice.
-pub(crate) fn assert_padding_is_zero(message: &[u8]) {
-    let mut rest = &message[HEADER_LEN..];
-    let mut kinds = BTreeSet::new();
-    while let [kind_high, kind_low, high, low, tail @ ..] = rest {
-        let length = usize::from(u16::from_be_bytes([*high, *low]));
-        let padded = length.next_multiple_of(4);
-        assert!(tail[length..padded].iter().all(|byte| *byte == 0), "padding is zero");
-        let kind = AttributeType::new(u16::from_be_bytes([*kind_high, *kind_low]));
-        let may_repeat = [AttributeType::XOR_RELAYED_ADDRESS, AttributeType::ALTERNATE_SERVER].contains(&kind);
-        assert!(kinds.insert(kind) || may_repeat, "an attribute type appears once");
-        rest = &tail[padded..];
-    }
-    assert!(rest.is_empty());
 }
