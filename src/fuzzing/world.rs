@@ -312,6 +312,19 @@ impl World {
             self.carry_out(at);
         }
         assert_eq!(decisions, segments, "each datagram has one outcome");
+        self.charge_late(at, socket, payload.len());
+    }
+
+    /// Reports data for a socket whose allocation has ended, which no other allocation is charged for.
+    fn charge_late(&mut self, at: usize, socket: SocketId, bytes: usize) {
+        if self.workers[at].rights.contains_key(&socket.allocation()) {
+            return;
+        }
+        let before = self.footprint();
+        for direction in [Direction::ToPeers, Direction::ToClient] {
+            self.charge(at, socket, direction, bytes);
+        }
+        before.assert_same(&self.footprint(), false);
     }
 
     /// Checks a message to a client. The datagram is at `place` in the buffer.
