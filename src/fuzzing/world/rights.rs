@@ -66,14 +66,17 @@ impl Rights {
         self.relays.iter().any(|(bind, relay)| bind.is_ipv4() == address.is_ipv4() && relay.until > now)
     }
 
-    /// Checks the response to the Allocate request, or to its retransmission (RFC 8656 §7.2).
-    fn assert_allocated(&self, response: &Message<'_>, now: u64) {
-        let live = self.relays.iter().filter(|(_, relay)| relay.until > now);
+    /// Checks the response to the Allocate request, or to its retransmission (RFC 8656 §7.2). It names the relayed
+    /// transport addresses that have not expired and of which `is_present` is true.
+    fn assert_allocated(&self, response: &Message<'_>, now: u64, is_present: impl Fn(&Relayed) -> bool) {
+        let live = self.relays.iter().filter(|(_, relay)| relay.until > now && is_present(relay));
         let relayed: Vec<SocketAddr> = response.all::<XorRelayedAddress>().map(|relayed| relayed.unwrap().0).collect();
-        let advertised = live.clone().map(|(bind, relay)| SocketAddr::new(relay.table.advertised(), bind.port()));
+        let live: Vec<_> = live.collect();
+        let advertised = live.iter().map(|(bind, relay)| SocketAddr::new(relay.table.advertised(), bind.port()));
         assert_eq!(relayed, advertised.collect::<Vec<_>>(), "the open sockets");
         assert_eq!(response.get(), Ok(Some(XorMappedAddress(self.tuple.client))));
-        let until = live.map(|(_, relay)| relay.until).min().expect("an allocation has a relayed transport address");
+        let until =
+            live.iter().map(|(_, relay)| relay.until).min().expect("an allocation has a relayed transport address");
         assert_eq!(response.get(), Ok(Some(Lifetime(seconds(until - now)))));
         assert_eq!(response.get(), Ok(self.token.map(ReservationToken)));
         let draft = response.attributes().find(|attribute| attribute.kind == AttributeType::DRAFT_ADDRESS_ERROR_CODE);
@@ -265,7 +268,7 @@ impl World {
             permissions: HashMap::new(),
             channels: HashMap::new(),
         };
-        rights.assert_allocated(&response, self.ms);
+        rights.assert_allocated(&response, self.ms, |_| true);
         let before = self.workers[at].created.replace((spec.socket.allocation(), rights));
         assert!(before.is_none(), "the preceding allocation was announced");
     }
@@ -295,6 +298,9 @@ impl World {
         self.tokens.extend(response.get().unwrap().map(|ReservationToken(token)| token));
         let (ms, unix, grace) = (self.ms, self.unix, self.blueprint.expiry_grace);
         let lifetime = if request.method() == Method::REFRESH { self.lifetime(request, signature) } else { 0 };
+        // An allocation that a new configuration has not reviewed is reviewed before its next request.
+        let tables = &self.tables;
+        let is_present = |relay: &Relayed| tables.iter().any(|table| Arc::ptr_eq(table, &relay.table));
         // The rights of an allocation that the request has deleted are still there.
         let rights = self.workers[at].rights.values_mut().find(|rights| rights.tuple == *tuple);
         let rights = rights.expect("a success response refers to an open allocation");
@@ -303,7 +309,7 @@ impl World {
         match request.method() {
             Method::ALLOCATE => {
                 assert_eq!(rights.transaction, request.transaction_id(), "an allocation is not replaced");
-                rights.assert_allocated(response, ms);
+                rights.assert_allocated(response, ms, is_present);
             }
             Method::REFRESH => {
                 let family = signed_value(request, AttributeType::REQUESTED_ADDRESS_FAMILY).map(|value| value[0] == 1);
@@ -319,7 +325,10 @@ impl World {
                         assert!(expires + grace > unix, "the grace period has not ended");
                         ms + 1_000 * (expires + grace - unix)
                     });
-                    let live = rights.relays.iter_mut().filter(|(bind, relay)| is_meant(bind) && relay.until > ms);
+                    let live = rights
+                        .relays
+                        .iter_mut()
+                        .filter(|(bind, relay)| is_meant(bind) && relay.until > ms && is_present(relay));
                     let until = live.map(|(_, relay)| {
                         relay.until = (ms + 1_000 * u64::from(lifetime)).min(last.max(relay.until));
                         relay.until
