@@ -10,7 +10,7 @@ use crate::stun::attribute::{
 use crate::stun::{AttributeType, Class, EncodeAttribute, IntegrityStatus, Method};
 use crate::turn::tests::authentication::CHALLENGE;
 use crate::turn::tests::support::*;
-use crate::turn::{AuthCause, Event, FromClient};
+use crate::turn::{AuthCause, Epoch, Event, FromClient};
 
 /// The list in the challenge: SHA-256, then MD5, both without parameters.
 const LISTED: [u8; 8] = [0, 2, 0, 0, 0, 1, 0, 0];
@@ -83,6 +83,23 @@ impl AlgorithmClient {
         let sha1 = if self.sha1 { IntegrityStatus::Valid } else { IntegrityStatus::Absent };
         message.verify_integrity(key) == sha1 && message.verify_integrity_sha256(key) == IntegrityStatus::Valid
     }
+}
+
+// A rejected request changes nothing, not even the key of the allocation.
+#[test]
+fn a_refresh_after_the_grace_period_keeps_the_key_of_the_allocation() {
+    let mut world = World::new();
+    let client = world.client(1).with_credential("carol", UNIX + 100);
+    world.allocate_with(&client, &[&Lifetime(3_600)]);
+    world.pass(seconds(100 + EXPIRY_GRACE));
+    let key = |world: &World| {
+        let epoch = Epoch { now: world.now, unix: seconds(world.unix) };
+        world.server.export(epoch).map(|record| record.key).collect::<Vec<_>>()
+    };
+    let before = key(&world);
+    assert_eq!(AlgorithmClient::new(&client).send_request(&mut world, Method::REFRESH, &[]).code(), Some(401));
+    assert!(matches!(world.event(), Event::AuthenticationFailed { cause: AuthCause::Expired { .. }, .. }));
+    assert_eq!(key(&world), before);
 }
 
 fn assert_allocated(world: &mut World, response: &CheckedResponse) -> String {

@@ -37,12 +37,9 @@ impl Server {
             }
             return Ok(Accepted::Success(Success::Refreshed { lifetime: 0 }));
         }
-        if !Rc::ptr_eq(&allocation.identity, &request.identity) {
-            // The same username with another password: the request shows that the configuration has it.
-            allocation.identity = Rc::clone(&request.identity);
-            allocation.credentials_removed = false;
-        }
-        if allocation.credentials_removed {
+        // The same username with another password: the request shows that the configuration has it.
+        let is_new_identity = !Rc::ptr_eq(&allocation.identity, &request.identity);
+        if allocation.credentials_removed && !is_new_identity {
             self.end(id, cx.now, EndReason::CredentialsRemoved);
             return Err(Rejection::Unauthenticated);
         }
@@ -60,6 +57,10 @@ impl Server {
             }
             None => Deadline::NEVER,
         };
+        if is_new_identity {
+            allocation.identity = Rc::clone(&request.identity);
+            allocation.credentials_removed = false;
+        }
         let requested = |relay: &&mut Relay| family.is_none_or(|family| relay.family() == family);
         let mut earliest = Deadline::NEVER;
         for relay in allocation.relays.iter_mut().filter(|relay| relay.is_live(cx.now)).filter(requested) {
