@@ -307,7 +307,7 @@ impl World {
             if let FromPeer::Relay(route) = decision {
                 let start = (decisions - 1) * step;
                 let place = HEADROOM + start..HEADROOM + payload.len().min(start + step);
-                self.relay_to_client(at, socket, source, &buffer, &headroom, &route, place);
+                self.relay_to_client((at, socket), source, &buffer, &headroom, &route, place);
             }
             self.carry_out(at);
         }
@@ -330,8 +330,7 @@ impl World {
     /// Checks a message to a client. The datagram is at `place` in the buffer.
     fn relay_to_client(
         &mut self,
-        at: usize,
-        socket: SocketId,
+        (at, socket): (usize, SocketId),
         source: SocketAddr,
         buffer: &[u8],
         headroom: &[u8; HEADROOM],

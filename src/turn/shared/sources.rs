@@ -155,8 +155,9 @@ impl Sources {
 
     fn place(&self, key: impl Hash) -> Source {
         let hash = self.hasher.hash_one(key);
-        let rows = self.proofs.len() as u64;
-        Source { row: (hash % rows) as usize, tag: hash & !TIME_MASK }
+        // The number of rows is a power of two.
+        let row = usize::try_from(hash & u64::from(u32::MAX)).unwrap_or_default() & (self.proofs.len() - 1);
+        Source { row, tag: hash & !TIME_MASK }
     }
 
     /// Records what a client of the source has proved.
