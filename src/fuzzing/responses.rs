@@ -123,7 +123,7 @@ fn check_length(case: &Case<'_>, request: &Message<'_>, length: usize, outcome: 
         // 92 bytes for 68, which is 1.35 when it is rounded.
         Outcome::Answered(RequestMethod::Binding) => 136,
         Outcome::Rejected(RejectionCode::UnknownAttribute) => 125,
-        Outcome::Rejected(RejectionCode::Unauthenticated | RejectionCode::StaleNonce) => 210,
+        Outcome::Rejected(RejectionCode::Unauthenticated | RejectionCode::StaleNonce) => 200,
         _ => 100,
     };
     let (sent, received) = (length + headers, request.as_bytes().len() + headers);
