@@ -24,7 +24,7 @@ mod model;
 mod packet;
 #[path = "sim/requests.rs"]
 mod requests;
-#[path = "sim/rng.rs"]
+#[path = "support/rng.rs"]
 mod rng;
 #[path = "sim/setup.rs"]
 mod setup;

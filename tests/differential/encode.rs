@@ -10,8 +10,8 @@ use turnserver::stun::attribute::{
 };
 use turnserver::stun::{self, AttributeType, MessageWriter, RawAttribute, TransactionId};
 
-use crate::operations::{Credentials, Damage, Fingerprint, Item, Message, Target, Token};
-use crate::party::USERS;
+use crate::operations::{Attribute, Credentials, Damage, Fingerprint, Message, Target, Token};
+use crate::side::USERS;
 use crate::support::REALM;
 
 /// What the bytes depend on besides the message.
@@ -28,9 +28,9 @@ pub(crate) struct Wire<'w> {
 
 pub(crate) fn encode(message: &Message, wire: &Wire<'_>) -> Vec<u8> {
     let mut bytes = write_message(message.class, message.method, wire.transaction, 4096, |writer| {
-        message.items.iter().for_each(|item| push(writer, item, wire));
+        message.attributes.iter().for_each(|attribute| push(writer, attribute, wire));
         sign(writer, message.credentials, wire);
-        message.after.iter().for_each(|item| push(writer, item, wire));
+        message.after.iter().for_each(|attribute| push(writer, attribute, wire));
         match message.fingerprint {
             Fingerprint::None => {}
             Fingerprint::Right => writer.fingerprint(),
@@ -58,25 +58,25 @@ fn raw(writer: &mut MessageWriter<'_>, kind: u16, value: &[u8]) {
     writer.push(&RawAttribute { kind: AttributeType::new(kind), value });
 }
 
-fn push(writer: &mut MessageWriter<'_>, item: &Item, wire: &Wire<'_>) {
-    let kind = item.kind().number();
-    match item {
-        Item::RequestedTransport(protocol) => writer.push(&RequestedTransport(*protocol)),
-        Item::Lifetime(seconds) => writer.push(&Lifetime(*seconds)),
-        Item::EvenPort(reserve_next) => writer.push(&EvenPort { reserve_next: *reserve_next }),
-        Item::Token(Token::Of(client)) => writer.push(&ReservationToken((wire.token)(*client))),
-        Item::Token(Token::Garbage) => writer.push(&ReservationToken(*b"no token")),
-        Item::Family(family) | Item::AdditionalFamily(family) | Item::DraftAdditionalFamily(family) => {
+fn push(writer: &mut MessageWriter<'_>, attribute: &Attribute, wire: &Wire<'_>) {
+    let kind = attribute.kind().number();
+    match attribute {
+        Attribute::RequestedTransport(protocol) => writer.push(&RequestedTransport(*protocol)),
+        Attribute::Lifetime(seconds) => writer.push(&Lifetime(*seconds)),
+        Attribute::EvenPort(reserve_next) => writer.push(&EvenPort { reserve_next: *reserve_next }),
+        Attribute::Token(Token::Of(client)) => writer.push(&ReservationToken((wire.token)(*client))),
+        Attribute::Token(Token::Garbage) => writer.push(&ReservationToken(*b"no token")),
+        Attribute::Family(family) | Attribute::AdditionalFamily(family) | Attribute::DraftAdditionalFamily(family) => {
             raw(writer, kind, &[*family, 0, 0, 0]);
         }
-        Item::DontFragment => writer.push(&DontFragment),
-        Item::Peer(target) => writer.push(&XorPeerAddress((wire.target)(*target))),
-        Item::Channel(number) => {
+        Attribute::DontFragment => writer.push(&DontFragment),
+        Attribute::Peer(target) => writer.push(&XorPeerAddress((wire.target)(*target))),
+        Attribute::Channel(number) => {
             let [high, low] = number.to_be_bytes();
             raw(writer, kind, &[high, low, 0, 0]);
         }
-        Item::Data(payload) => writer.push(&Data(payload)),
-        Item::Raw(_, value) => raw(writer, kind, value),
+        Attribute::Data(payload) => writer.push(&Data(payload)),
+        Attribute::Raw(_, value) => raw(writer, kind, value),
     }
 }
 

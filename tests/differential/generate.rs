@@ -4,49 +4,16 @@ use turnserver::client::write_message;
 use turnserver::stun::{Class, Method, TransactionId};
 
 use crate::operations::{
-    Credentials, Damage, Fingerprint, Item, Link, Message, Operation, Peer, Sequence, Target, Token,
+    Attribute, Credentials, Damage, Fingerprint, Message, Operation, Peer, Sequence, Target, Token, Transport,
 };
-
-/// SplitMix64.
-pub(crate) struct Random(u64);
-
-impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(limit).unwrap()).unwrap()
-    }
-
-    /// True in this many of a hundred cases.
-    fn percent(&mut self, chance: usize) -> bool {
-        self.below(100) < chance
-    }
-
-    fn pick<T: Clone>(&mut self, from: &[T]) -> T {
-        from[self.below(from.len())].clone()
-    }
-
-    fn bytes(&mut self, most: usize) -> Vec<u8> {
-        (0..self.below(most + 1)).map(|_| self.next().to_le_bytes()[0]).collect()
-    }
-}
+use crate::rng::SplitMix;
 
 /// Returns the sequence of a seed.
 pub(crate) fn sequence(seed: u64) -> Sequence {
-    let mut random = Random::new(seed);
+    let mut random = SplitMix::new(seed);
     let count = random.pick(&[1, 1, 2, 2, 3]);
-    let links = [Link::Udp, Link::Udp, Link::Udp, Link::Udp, Link::Udp6, Link::Tcp, Link::Tcp];
-    let clients: Vec<_> = (0..count).map(|_| random.pick(&links)).collect();
+    let transports = [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp6, Transport::Tcp, Transport::Tcp];
+    let clients: Vec<_> = (0..count).map(|_| random.pick(&transports)).collect();
     let mut generator = Generator { random, clients: &clients, reserved: None };
     let mut operations = Vec::new();
     for client in 0..count {
@@ -64,8 +31,8 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
 }
 
 struct Generator<'c> {
-    random: Random,
-    clients: &'c [Link],
+    random: SplitMix,
+    clients: &'c [Transport],
     /// The last client whose first request reserves a port.
     reserved: Option<usize>,
 }
@@ -75,21 +42,26 @@ impl Generator<'_> {
         self.random.below(self.clients.len())
     }
 
+    fn bytes(&mut self, most: usize) -> Vec<u8> {
+        let length = self.random.below(most + 1);
+        self.random.bytes(length)
+    }
+
     /// An allocation, so that most sequences have one.
     fn first_allocate(&mut self, client: usize) -> Operation {
-        let mut items = vec![Item::RequestedTransport(17)];
+        let mut attributes = vec![Attribute::RequestedTransport(17)];
         match self.random.below(12) {
             0 | 1 => {
-                items.push(Item::EvenPort(true));
+                attributes.push(Attribute::EvenPort(true));
                 self.reserved = Some(client);
             }
-            2 => items.push(Item::EvenPort(false)),
-            3 => items.push(Item::Family(2)),
-            4 => items.push(Item::DraftAdditionalFamily(2)),
-            5..9 => items.extend(self.reserved.map(|other| Item::Token(Token::Of(other)))),
+            2 => attributes.push(Attribute::EvenPort(false)),
+            3 => attributes.push(Attribute::Family(2)),
+            4 => attributes.push(Attribute::DraftAdditionalFamily(2)),
+            5..9 => attributes.extend(self.reserved.map(|other| Attribute::Token(Token::Of(other)))),
             _ => {}
         }
-        Operation::Message { client, message: Message::request(Method::ALLOCATE, items) }
+        Operation::Message { client, message: Message::request(Method::ALLOCATE, attributes) }
     }
 
     /// A permission or a channel, so that data flows in many sequences.
@@ -102,9 +74,9 @@ impl Generator<'_> {
             Target::Relay(other),
         ]);
         let message = if self.random.percent(50) {
-            Message::request(Method::CREATE_PERMISSION, vec![Item::Peer(target)])
+            Message::request(Method::CREATE_PERMISSION, vec![Attribute::Peer(target)])
         } else {
-            Message::request(Method::CHANNEL_BIND, vec![Item::Channel(0x4001), Item::Peer(target)])
+            Message::request(Method::CHANNEL_BIND, vec![Attribute::Channel(0x4001), Attribute::Peer(target)])
         };
         Operation::Message { client, message }
     }
@@ -125,9 +97,9 @@ impl Generator<'_> {
             86..91 => self.message(client, Self::binding),
             91..94 => Operation::Again { client },
             94..97 => self.message(client, Self::other),
-            _ if self.clients[client] == Link::Tcp => self.message(client, Self::binding),
+            _ if self.clients[client] == Transport::Tcp => self.message(client, Self::binding),
             _ => {
-                let mut bytes = self.random.bytes(40);
+                let mut bytes = self.bytes(40);
                 if let Some(first) = bytes.first_mut() {
                     *first = self.random.pick(&[0, 1, 2, 3, 4, 20, 0x3f, 0x50, 0x7f, 0x80, 0xff]);
                 }
@@ -156,32 +128,28 @@ impl Generator<'_> {
                     Credentials::Sha256,
                 ]);
             }
-            if self.random.percent(4) {
-                message.after.push(self.random.pick(&[
-                    Item::Lifetime(0),
-                    Item::Peer(Target::Peer(Peer::B)),
-                    Item::Raw(0x7abc, vec![1, 2, 3, 4]),
-                    Item::EvenPort(true),
-                ]));
+            if self.random.percent(6) {
+                message.after.push(self.after(message.method));
             }
         }
         if self.random.percent(12) {
             let odd = self.odd();
-            let at = self.random.below(message.items.len() + 1);
-            message.items.insert(at, odd);
+            let at = self.random.below(message.attributes.len() + 1);
+            message.attributes.insert(at, odd);
         }
-        if self.random.percent(4) && !message.items.is_empty() {
-            let again = self.random.pick(&message.items);
-            message.items.push(again);
+        if self.random.percent(5) && !message.attributes.is_empty() {
+            let first = self.random.pick(&message.attributes);
+            let again = self.another(&first);
+            message.attributes.push(again);
         }
-        if self.random.percent(2) && !message.items.is_empty() {
-            message.items.remove(self.random.below(message.items.len()));
+        if self.random.percent(2) && !message.attributes.is_empty() {
+            message.attributes.remove(self.random.below(message.attributes.len()));
         }
         if self.random.percent(8) {
             message.fingerprint =
                 self.random.pick(&[Fingerprint::Right, Fingerprint::Right, Fingerprint::Wrong, Fingerprint::NotLast]);
         }
-        if self.random.percent(4) && self.clients[client] != Link::Tcp {
+        if self.random.percent(4) && self.clients[client] != Transport::Tcp {
             message.damage = Some(self.random.pick(&[
                 Damage::Truncated(1),
                 Damage::Truncated(4),
@@ -196,40 +164,86 @@ impl Generator<'_> {
         Operation::Message { client, message }
     }
 
-    /// An attribute that the message need not have.
-    fn odd(&mut self) -> Item {
+    /// An attribute after the integrity of a request. Most would change its result if they were used.
+    fn after(&mut self, method: Method) -> Attribute {
+        let peer = Attribute::Peer(Target::Peer(self.random.pick(&[Peer::A, Peer::B])));
+        let used = match method {
+            Method::ALLOCATE => &[
+                Attribute::Lifetime(777),
+                Attribute::EvenPort(true),
+                Attribute::Family(2),
+                Attribute::DraftAdditionalFamily(2),
+                Attribute::RequestedTransport(6),
+            ][..],
+            Method::REFRESH => &[Attribute::Lifetime(0), Attribute::Lifetime(777), Attribute::Family(2)],
+            Method::CHANNEL_BIND => &[peer, Attribute::Channel(0x4002)],
+            _ => &[peer],
+        };
+        if self.random.percent(70) {
+            return self.random.pick(used);
+        }
         self.random.pick(&[
-            Item::Raw(0x7abc, vec![1, 2, 3, 4]),
-            Item::Raw(0x0030, vec![]),
-            Item::Raw(0xbeef, vec![5; 5]),
-            Item::Raw(0x8022, b"client".to_vec()),
+            Attribute::Raw(0x7abc, vec![1, 2, 3, 4]),
+            Attribute::Lifetime(0),
+            Attribute::EvenPort(true),
+            Attribute::Data(vec![9; 3]),
+        ])
+    }
+
+    /// An attribute of the same type, in most cases with another value.
+    fn another(&mut self, attribute: &Attribute) -> Attribute {
+        if self.random.percent(20) {
+            return attribute.clone();
+        }
+        match attribute {
+            Attribute::RequestedTransport(_) => Attribute::RequestedTransport(self.random.pick(&[6, 17])),
+            Attribute::Lifetime(_) => self.lifetime(),
+            Attribute::EvenPort(reserve_next) => Attribute::EvenPort(!reserve_next),
+            Attribute::Token(_) => Attribute::Token(Token::Garbage),
+            Attribute::Family(_) => Attribute::Family(self.family()),
+            Attribute::AdditionalFamily(_) => Attribute::AdditionalFamily(self.family()),
+            Attribute::DraftAdditionalFamily(_) => Attribute::DraftAdditionalFamily(self.family()),
+            Attribute::Peer(_) => Attribute::Peer(self.target()),
+            Attribute::Channel(_) => Attribute::Channel(self.number()),
+            Attribute::Data(_) => Attribute::Data(self.payload()),
+            Attribute::DontFragment | Attribute::Raw(..) => attribute.clone(),
+        }
+    }
+
+    /// An attribute that the message need not have.
+    fn odd(&mut self) -> Attribute {
+        self.random.pick(&[
+            Attribute::Raw(0x7abc, vec![1, 2, 3, 4]),
+            Attribute::Raw(0x0030, vec![]),
+            Attribute::Raw(0xbeef, vec![5; 5]),
+            Attribute::Raw(0x8022, b"client".to_vec()),
             // PRIORITY, CHANGE-REQUEST, RESPONSE-PORT, CONNECTION-ID, MOBILITY-TICKET.
-            Item::Raw(0x0024, vec![0, 0, 1, 1]),
-            Item::Raw(0x0003, vec![0; 4]),
-            Item::Raw(0x0003, vec![0, 0, 0, 6]),
-            Item::Raw(0x0027, vec![0; 4]),
-            Item::Raw(0x002a, vec![0; 4]),
-            Item::Raw(0x8030, vec![]),
+            Attribute::Raw(0x0024, vec![0, 0, 1, 1]),
+            Attribute::Raw(0x0003, vec![0; 4]),
+            Attribute::Raw(0x0003, vec![0, 0, 0, 6]),
+            Attribute::Raw(0x0027, vec![0; 4]),
+            Attribute::Raw(0x002a, vec![0; 4]),
+            Attribute::Raw(0x8030, vec![]),
             // Wrong lengths: LIFETIME, REQUESTED-TRANSPORT, REQUESTED-ADDRESS-FAMILY, EVEN-PORT, RESERVATION-TOKEN,
             // CHANNEL-NUMBER, XOR-PEER-ADDRESS.
-            Item::Raw(0x000d, vec![0; 3]),
-            Item::Raw(0x0019, vec![17]),
-            Item::Raw(0x0017, vec![1]),
-            Item::Raw(0x0018, vec![]),
-            Item::Raw(0x0022, vec![0; 7]),
-            Item::Raw(0x000c, vec![0x40]),
-            Item::Raw(0x0012, vec![0, 1, 2, 3]),
+            Attribute::Raw(0x000d, vec![0; 3]),
+            Attribute::Raw(0x0019, vec![17]),
+            Attribute::Raw(0x0017, vec![1]),
+            Attribute::Raw(0x0018, vec![]),
+            Attribute::Raw(0x0022, vec![0; 7]),
+            Attribute::Raw(0x000c, vec![0x40]),
+            Attribute::Raw(0x0012, vec![0, 1, 2, 3]),
             // A family that does not exist.
-            Item::Raw(0x0012, vec![0, 3, 2, 3, 4, 5, 6, 7]),
-            Item::DontFragment,
-            Item::EvenPort(false),
-            Item::EvenPort(true),
-            Item::Family(1),
-            Item::Family(2),
-            Item::Lifetime(700),
-            Item::Data(vec![9; 3]),
-            Item::Channel(0x4003),
-            Item::Peer(Target::Peer(Peer::A)),
+            Attribute::Raw(0x0012, vec![0, 3, 2, 3, 4, 5, 6, 7]),
+            Attribute::DontFragment,
+            Attribute::EvenPort(false),
+            Attribute::EvenPort(true),
+            Attribute::Family(1),
+            Attribute::Family(2),
+            Attribute::Lifetime(700),
+            Attribute::Data(vec![9; 3]),
+            Attribute::Channel(0x4003),
+            Attribute::Peer(Target::Peer(Peer::A)),
         ])
     }
 
@@ -240,7 +254,7 @@ impl Generator<'_> {
             return write_message(Class::Request, method, id, 64, |_| {}).unwrap();
         }
         let most = if self.random.percent(3) { 1_200 } else { 30 };
-        let mut payload = self.random.bytes(most);
+        let mut payload = self.bytes(most);
         // As RTP, so that it is no STUN message.
         if let Some(first) = payload.first_mut() {
             *first |= 0x80;
@@ -269,8 +283,8 @@ impl Generator<'_> {
         ])
     }
 
-    fn lifetime(&mut self) -> Item {
-        Item::Lifetime(self.random.pick(&[0, 1, 599, 600, 601, 777, 3600, 3601, 86_400, u32::MAX]))
+    fn lifetime(&mut self) -> Attribute {
+        Attribute::Lifetime(self.random.pick(&[0, 1, 599, 600, 601, 777, 3600, 3601, 86_400, u32::MAX]))
     }
 
     fn family(&mut self) -> u8 {
@@ -278,53 +292,53 @@ impl Generator<'_> {
     }
 
     fn allocate(&mut self) -> Message {
-        let mut items = Vec::new();
+        let mut attributes = Vec::new();
         if self.random.percent(96) {
             let transport = if self.random.percent(92) { 17 } else { self.random.pick(&[6, 0, 99, 255]) };
-            items.push(Item::RequestedTransport(transport));
+            attributes.push(Attribute::RequestedTransport(transport));
         }
         if self.random.percent(30) {
-            items.push(self.lifetime());
+            attributes.push(self.lifetime());
         }
         if self.random.percent(20) {
-            items.push(Item::EvenPort(self.random.percent(50)));
+            attributes.push(Attribute::EvenPort(self.random.percent(50)));
         }
         if self.random.percent(15) {
             let client = self.client();
-            items.push(Item::Token(if self.random.percent(75) { Token::Of(client) } else { Token::Garbage }));
+            attributes.push(Attribute::Token(if self.random.percent(75) { Token::Of(client) } else { Token::Garbage }));
         }
         if self.random.percent(25) {
-            items.push(Item::Family(self.family()));
+            attributes.push(Attribute::Family(self.family()));
         }
         if self.random.percent(12) {
             let family = self.random.pick(&[2, 2, 2, 1, 0, 9]);
-            items.push(if self.random.percent(75) {
-                Item::DraftAdditionalFamily(family)
+            attributes.push(if self.random.percent(75) {
+                Attribute::DraftAdditionalFamily(family)
             } else {
-                Item::AdditionalFamily(family)
+                Attribute::AdditionalFamily(family)
             });
         }
         if self.random.percent(10) {
-            items.push(Item::DontFragment);
+            attributes.push(Attribute::DontFragment);
         }
-        Message::request(Method::ALLOCATE, items)
+        Message::request(Method::ALLOCATE, attributes)
     }
 
     fn refresh(&mut self) -> Message {
-        let mut items = Vec::new();
+        let mut attributes = Vec::new();
         if self.random.percent(75) {
-            items.push(self.lifetime());
+            attributes.push(self.lifetime());
         }
         if self.random.percent(20) {
-            items.push(Item::Family(self.family()));
+            attributes.push(Attribute::Family(self.family()));
         }
-        Message::request(Method::REFRESH, items)
+        Message::request(Method::REFRESH, attributes)
     }
 
     fn create_permission(&mut self) -> Message {
         let count = self.random.pick(&[0, 1, 1, 1, 1, 1, 1, 2, 2, 3]);
-        let items = (0..count).map(|_| Item::Peer(self.target())).collect();
-        Message::request(Method::CREATE_PERMISSION, items)
+        let attributes = (0..count).map(|_| Attribute::Peer(self.target())).collect();
+        Message::request(Method::CREATE_PERMISSION, attributes)
     }
 
     fn number(&mut self) -> u16 {
@@ -336,16 +350,16 @@ impl Generator<'_> {
     }
 
     fn channel_bind(&mut self) -> Message {
-        let items = vec![Item::Channel(self.number()), Item::Peer(self.target())];
-        Message::request(Method::CHANNEL_BIND, items)
+        let attributes = vec![Attribute::Channel(self.number()), Attribute::Peer(self.target())];
+        Message::request(Method::CHANNEL_BIND, attributes)
     }
 
     fn send(&mut self) -> Message {
-        let mut items = vec![Item::Peer(self.target()), Item::Data(self.payload())];
+        let mut attributes = vec![Attribute::Peer(self.target()), Attribute::Data(self.payload())];
         if self.random.percent(8) {
-            items.push(Item::DontFragment);
+            attributes.push(Attribute::DontFragment);
         }
-        let mut message = Message::request(Method::SEND, items);
+        let mut message = Message::request(Method::SEND, attributes);
         (message.class, message.credentials) = (Class::Indication, Credentials::None);
         message
     }
@@ -353,7 +367,7 @@ impl Generator<'_> {
     fn channel_data(&mut self, client: usize) -> Operation {
         let (number, payload) = (self.number(), self.payload());
         let aligned = payload.len().wrapping_neg() % 4;
-        if self.clients[client] == Link::Tcp {
+        if self.clients[client] == Transport::Tcp {
             return Operation::ChannelData {
                 client,
                 number: number.clamp(0x4000, 0x4fff),
@@ -380,8 +394,8 @@ impl Generator<'_> {
         let method = self
             .random
             .pick(&[0x000, 0x001, 0x002, 0x003, 0x004, 0x006, 0x007, 0x008, 0x009, 0x00a, 0x00b, 0x00c, 0x0ff, 0xfff]);
-        let items = vec![Item::Peer(Target::Peer(Peer::A)), Item::Data(vec![0x81; 3])];
-        let mut message = Message::request(Method::new(method).unwrap(), items);
+        let attributes = vec![Attribute::Peer(Target::Peer(Peer::A)), Attribute::Data(vec![0x81; 3])];
+        let mut message = Message::request(Method::new(method).unwrap(), attributes);
         message.class =
             self.random.pick(&[Class::Request, Class::Request, Class::Indication, Class::Success, Class::Error]);
         if message.class != Class::Request {

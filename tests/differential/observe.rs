@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
-use turnserver::auth::LongTermKey;
 use turnserver::stun::attribute::{
     ErrorCodeAttribute, Lifetime, MappedAddress, UnknownAttributes, XorMappedAddress, XorPeerAddress, XorRelayedAddress,
 };
 use turnserver::stun::{AttributeType, Class, FingerprintStatus, IntegrityStatus, Message, TransactionId};
 
+use crate::client::Sent;
 use crate::operations::hex;
 
 /// Something that a client or a peer has received.
@@ -36,13 +36,18 @@ pub(crate) struct Names<'n> {
     pub(crate) own: SocketAddr,
     /// The transaction of the last request.
     pub(crate) transaction: Option<TransactionId>,
-    /// The keys of both users.
-    pub(crate) keys: &'n [LongTermKey],
-    /// Whether the parity of a relayed port is determined by the request.
-    pub(crate) even: bool,
+    /// Returns the request of a transaction.
+    pub(crate) sent: &'n dyn Fn(TransactionId) -> Sent,
+    /// Whether the last request was sent again.
+    pub(crate) is_repeated: bool,
+    /// Returns the address that a token reserves.
+    pub(crate) reserved: &'n dyn Fn([u8; 8]) -> Option<SocketAddr>,
     /// Names an address.
     pub(crate) name: &'n dyn Fn(SocketAddr) -> String,
 }
+
+pub(crate) const RESERVED_PORT: &str = "Allocate success with a reserved port";
+pub(crate) const TWO_ADDRESSES: &str = "Allocate success with two addresses";
 
 impl Seen {
     pub(crate) fn new(at: &str, kind: &str) -> Self {
@@ -54,7 +59,26 @@ impl Seen {
         self
     }
 
-    /// Reads a datagram or a frame that a client has received. `frame` includes padding.
+    /// Returns what a summary counts it as.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let place = self.at.split(' ').next().unwrap_or_default();
+        let mut names = vec![format!("{} to a {place}", self.kind)];
+        let relayed = self.fields.get("XOR-RELAYED-ADDRESS").map_or("", String::as_str);
+        if relayed.contains("the reserved port") {
+            names.push(RESERVED_PORT.to_owned());
+        }
+        if relayed.contains("\", \"") {
+            names.push(TWO_ADDRESSES.to_owned());
+        }
+        names
+    }
+
+    /// Whether the message has an integrity attribute.
+    fn is_signed(&self) -> bool {
+        ["MESSAGE-INTEGRITY", "MESSAGE-INTEGRITY-SHA256"].iter().any(|name| self.fields.contains_key(*name))
+    }
+
+    /// Reads a datagram, or a message of a connection, that a client has received.
     pub(crate) fn read(at: &str, frame: &[u8], names: &Names<'_>) -> Self {
         if let [0x40..=0x7f, _, high, low, rest @ ..] = frame {
             let length = usize::from(u16::from_be_bytes([*high, *low]));
@@ -95,8 +119,20 @@ impl Seen {
     }
 }
 
+/// Returns a relayed address without the port, which a server chooses, and with what the request demands of the port.
+fn relayed(address: SocketAddr, sent: &Sent, names: &Names<'_>) -> String {
+    let ip = address.ip();
+    match sent.token.and_then(names.reserved) {
+        Some(reserved) if reserved == address => format!("{ip}, the reserved port"),
+        Some(_) => format!("{ip}, not the reserved address"),
+        None if !sent.even => ip.to_string(),
+        None => format!("{ip}, {} port", if address.port() % 2 == 0 { "even" } else { "odd" }),
+    }
+}
+
 /// Returns the value of an attribute for the comparison.
 fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names<'_>) -> String {
+    let sent = (names.sent)(message.transaction_id());
     let own = |address: SocketAddr| if address == names.own { "its own".to_owned() } else { address.to_string() };
     match kind {
         AttributeType::NONCE
@@ -121,18 +157,14 @@ fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names
             let mut all: Vec<_> = message
                 .all::<XorRelayedAddress>()
                 .flatten()
-                .map(|XorRelayedAddress(relayed)| match (names.even, relayed.port() % 2) {
-                    (false, _) => relayed.ip().to_string(),
-                    (true, 0) => format!("{}, even port", relayed.ip()),
-                    (true, _) => format!("{}, odd port", relayed.ip()),
-                })
+                .map(|XorRelayedAddress(address)| relayed(address, &sent, names))
                 .collect();
             all.sort();
             format!("{all:?}")
         }
         AttributeType::LIFETIME => match message.get::<Lifetime>() {
             // A second may have passed since the request that a retransmission repeats.
-            Ok(Some(Lifetime(seconds))) if seconds % 60 >= 58 => seconds.next_multiple_of(60).to_string(),
+            Ok(Some(Lifetime(seconds))) if names.is_repeated && seconds % 60 >= 58 => seconds.next_multiple_of(60).to_string(),
             Ok(Some(Lifetime(seconds))) => seconds.to_string(),
             _ => hex(value),
         },
@@ -143,12 +175,11 @@ fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names
             format!("{list:?}")
         }
         AttributeType::MESSAGE_INTEGRITY | AttributeType::MESSAGE_INTEGRITY_SHA256 => {
-            let verify = |key: &LongTermKey| match kind {
+            let status = sent.key.map(|key| match kind {
                 AttributeType::MESSAGE_INTEGRITY => message.verify_integrity(key.as_bytes()),
                 _ => message.verify_integrity_sha256(key.as_bytes()),
-            };
-            let valid = names.keys.iter().any(|key| verify(key) == IntegrityStatus::Valid);
-            if valid { "valid" } else { "wrong" }.to_owned()
+            });
+            if status == Some(IntegrityStatus::Valid) { "valid" } else { "wrong" }.to_owned()
         }
         AttributeType::FINGERPRINT => match message.fingerprint() {
             FingerprintStatus::Valid => "valid".to_owned(),
@@ -171,6 +202,8 @@ pub(crate) struct Difference {
     pub(crate) coturn: String,
     /// The kind of the message if a field differs.
     pub(crate) kind: String,
+    /// Whether our server has signed the message.
+    pub(crate) ours_is_signed: bool,
 }
 
 pub(crate) const NOTHING: &str = "nothing";
@@ -178,7 +211,7 @@ pub(crate) const ABSENT: &str = "absent";
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, field, ours, coturn, kind } = self;
+        let Self { at, field, ours, coturn, kind, .. } = self;
         if field.is_empty() {
             write!(f, "{at}: ours: {ours}; coturn: {coturn}")
         } else {
@@ -205,9 +238,10 @@ pub(crate) fn compare(ours: &[Seen], coturn: &[Seen]) -> Vec<Difference> {
 
 fn compare_one(at: &str, ours: Option<&Seen>, coturn: Option<&Seen>, differences: &mut Vec<Difference>) {
     let kind = |seen: Option<&Seen>| seen.map_or(NOTHING, |seen| &seen.kind).to_owned();
+    let ours_is_signed = ours.is_some_and(Seen::is_signed);
     let mut differ = |kind: &str, field: &str, ours: String, coturn: String| {
         let [at, kind, field] = [at, kind, field].map(str::to_owned);
-        differences.push(Difference { at, field, ours, coturn, kind });
+        differences.push(Difference { at, field, ours, coturn, kind, ours_is_signed });
     };
     match (ours, coturn) {
         (Some(ours), Some(coturn)) if ours.kind == coturn.kind => {

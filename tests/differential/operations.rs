@@ -6,7 +6,7 @@ use turnserver::stun::{AttributeType, Class, Method};
 
 /// The transport of a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Link {
+pub(crate) enum Transport {
     Udp,
     Udp6,
     Tcp,
@@ -15,7 +15,7 @@ pub(crate) enum Link {
 /// What the clients of one test do, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
-    pub(crate) clients: Vec<Link>,
+    pub(crate) clients: Vec<Transport>,
     pub(crate) operations: Vec<Operation>,
 }
 
@@ -53,10 +53,10 @@ impl Peer {
 pub(crate) struct Message {
     pub(crate) class: Class,
     pub(crate) method: Method,
-    pub(crate) items: Vec<Item>,
+    pub(crate) attributes: Vec<Attribute>,
     pub(crate) credentials: Credentials,
     /// Attributes after MESSAGE-INTEGRITY.
-    pub(crate) after: Vec<Item>,
+    pub(crate) after: Vec<Attribute>,
     pub(crate) fingerprint: Fingerprint,
     pub(crate) damage: Option<Damage>,
 }
@@ -97,7 +97,7 @@ pub(crate) enum Credentials {
 
 /// An attribute.
 #[derive(Clone, PartialEq, Debug)]
-pub(crate) enum Item {
+pub(crate) enum Attribute {
     RequestedTransport(u8),
     Lifetime(u32),
     EvenPort(bool),
@@ -177,11 +177,11 @@ impl Operation {
 }
 
 impl Message {
-    pub(crate) fn request(method: Method, items: Vec<Item>) -> Self {
+    pub(crate) fn request(method: Method, attributes: Vec<Attribute>) -> Self {
         Self {
             class: Class::Request,
             method,
-            items,
+            attributes,
             credentials: Credentials::Right,
             after: Vec::new(),
             fingerprint: Fingerprint::None,
@@ -193,18 +193,85 @@ impl Message {
         self.class == Class::Request && self.method == method
     }
 
-    pub(crate) fn has(&self, wanted: impl Fn(&Item) -> bool) -> bool {
-        self.items.iter().any(wanted)
+    pub(crate) fn has(&self, wanted: impl Fn(&Attribute) -> bool) -> bool {
+        self.attributes.iter().any(wanted)
     }
 
-    /// Whether an attribute occurs more than once.
+    /// Whether a server has to ignore later attributes because they have the type of an earlier one (RFC 8489 §14).
     pub(crate) fn has_duplicates(&self) -> bool {
-        let is_repeated = |(at, item): (usize, &Item)| self.items[..at].iter().any(|other| other.kind() == item.kind());
-        self.items.iter().enumerate().any(is_repeated)
+        self.without_duplicates().len() < self.attributes.len()
+    }
+
+    /// Whether a server has to ignore the attributes of `after` (RFC 8489 §9).
+    pub(crate) fn has_attributes_after_integrity(&self) -> bool {
+        !self.after.is_empty() && self.credentials.have_integrity()
+    }
+
+    fn without_duplicates(&self) -> Vec<Attribute> {
+        // RFC 8656 §10.2: CreatePermission has an XOR-PEER-ADDRESS for each peer.
+        let may_repeat = |kind| self.method == Method::CREATE_PERMISSION && kind == AttributeType::XOR_PEER_ADDRESS;
+        let is_first = |at: usize, kind| self.attributes[..at].iter().all(|earlier| earlier.kind() != kind);
+        let attributes = self.attributes.iter().enumerate();
+        let first = attributes.filter(|(at, attribute)| may_repeat(attribute.kind()) || is_first(*at, attribute.kind()));
+        first.map(|(_, attribute)| attribute.clone()).collect()
+    }
+
+    /// Returns the message without everything that a server has to ignore: attributes after the integrity, repeated
+    /// types, and attributes that the method does not use.
+    pub(crate) fn without_ignored(&self) -> Self {
+        let mut message = self.clone();
+        if self.has_attributes_after_integrity() {
+            message.after.clear();
+        }
+        message.attributes = self.without_duplicates();
+        message.attributes.retain(|attribute| !is_ignored(attribute.kind(), self.method));
+        message
+    }
+
+    /// Whether the method uses a type of attributes.
+    pub(crate) fn uses(&self, kind: AttributeType) -> bool {
+        attributes_of(self.method).contains(&kind)
     }
 }
 
-impl Item {
+/// Returns the attributes that a request or a Send indication can have, except those that authenticate it.
+fn attributes_of(method: Method) -> &'static [AttributeType] {
+    match method {
+        Method::ALLOCATE => &[
+            AttributeType::REQUESTED_TRANSPORT,
+            AttributeType::LIFETIME,
+            AttributeType::EVEN_PORT,
+            AttributeType::RESERVATION_TOKEN,
+            AttributeType::REQUESTED_ADDRESS_FAMILY,
+            AttributeType::ADDITIONAL_ADDRESS_FAMILY,
+            AttributeType::DRAFT_ADDITIONAL_ADDRESS_FAMILY,
+            AttributeType::DONT_FRAGMENT,
+        ],
+        Method::REFRESH => &[AttributeType::LIFETIME, AttributeType::REQUESTED_ADDRESS_FAMILY],
+        Method::CREATE_PERMISSION => &[AttributeType::XOR_PEER_ADDRESS],
+        Method::CHANNEL_BIND => &[AttributeType::CHANNEL_NUMBER, AttributeType::XOR_PEER_ADDRESS],
+        Method::SEND => &[AttributeType::XOR_PEER_ADDRESS, AttributeType::DATA, AttributeType::DONT_FRAGMENT],
+        _ => &[],
+    }
+}
+
+/// Whether a server ignores a type of attributes in a message of a method (RFC 8489 §6.3): it does not use it, and
+/// knows it or need not know it.
+fn is_ignored(kind: AttributeType, method: Method) -> bool {
+    let is_known = attributes_of(Method::ALLOCATE).contains(&kind)
+        || attributes_of(Method::CHANNEL_BIND).contains(&kind)
+        || kind == AttributeType::DATA;
+    !attributes_of(method).contains(&kind) && (is_known || !kind.is_comprehension_required())
+}
+
+impl Credentials {
+    /// Whether the request has an attribute after which others are ignored.
+    pub(crate) fn have_integrity(self) -> bool {
+        !matches!(self, Self::None | Self::NoIntegrity)
+    }
+}
+
+impl Attribute {
     pub(crate) fn kind(&self) -> AttributeType {
         match self {
             Self::RequestedTransport(_) => AttributeType::REQUESTED_TRANSPORT,
@@ -227,7 +294,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-impl fmt::Display for Item {
+impl fmt::Display for Attribute {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.kind())?;
         match self {
@@ -249,11 +316,11 @@ impl fmt::Display for Item {
 impl fmt::Display for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {:?}", self.method, self.class)?;
-        self.items.iter().try_for_each(|item| write!(f, ", {item}"))?;
+        self.attributes.iter().try_for_each(|attribute| write!(f, ", {attribute}"))?;
         if self.credentials != Credentials::None {
             write!(f, ", credentials: {:?}", self.credentials)?;
         }
-        self.after.iter().try_for_each(|item| write!(f, ", after the integrity: {item}"))?;
+        self.after.iter().try_for_each(|attribute| write!(f, ", after the integrity: {attribute}"))?;
         if self.fingerprint != Fingerprint::None {
             write!(f, ", FINGERPRINT: {:?}", self.fingerprint)?;
         }

@@ -1,21 +1,21 @@
 //! Makes a sequence shorter that shows a difference.
 
-use crate::laboratory::{Lane, Run};
-use crate::operations::{Credentials, Fingerprint, Link, Operation, Sequence};
+use crate::run::{Run, Runner};
+use crate::operations::{Credentials, Fingerprint, Operation, Sequence, Transport};
 
 /// The number of runs after which a sequence is short enough.
 const RUNS: usize = 300;
 
 /// Removes operations, attributes and oddities, as long as the same kind of difference remains.
-pub(crate) fn shrink(lane: &Lane, sequence: &Sequence, kind: &str) -> (Sequence, Run) {
+pub(crate) fn shrink(runner: &Runner, sequence: &Sequence, kind: &str) -> (Sequence, Run) {
     let mut best = sequence.clone();
-    let mut run = lane.run_patiently(&best);
+    let mut run = runner.run_patiently(&best);
     let mut left = RUNS;
     loop {
         let shorter = candidates(&best).into_iter().find_map(|candidate| {
             left = left.checked_sub(1)?;
-            let run = lane.run_patiently(&candidate);
-            (run.unexplained.as_deref() == Some(kind)).then_some((candidate, run))
+            let run = runner.run_patiently(&candidate);
+            (run.unexplained.as_ref().is_some_and(|unexplained| unexplained.kind == kind)).then_some((candidate, run))
         });
         match shorter {
             Some(shorter) => (best, run) = shorter,
@@ -37,19 +37,19 @@ fn candidates(sequence: &Sequence) -> Vec<Sequence> {
         }
         size /= 2;
     }
-    for (client, link) in sequence.clients.iter().enumerate() {
-        if *link != Link::Udp {
+    for (client, transport) in sequence.clients.iter().enumerate() {
+        if *transport != Transport::Udp {
             let mut simpler = sequence.clone();
-            simpler.clients[client] = Link::Udp;
+            simpler.clients[client] = Transport::Udp;
             candidates.push(simpler);
         }
     }
     for (at, operation) in operations.iter().enumerate() {
         let Operation::Message { client, message } = operation else { continue };
         let mut simpler = Vec::new();
-        for item in 0..message.items.len() {
+        for attribute in 0..message.attributes.len() {
             let mut without = message.clone();
-            without.items.remove(item);
+            without.attributes.remove(attribute);
             simpler.push(without);
         }
         if !message.after.is_empty() {

@@ -1,20 +1,17 @@
-//! The clients and peers of one of the two servers.
+//! One side of the comparison: a server with the clients and peers of one sequence.
 
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use turnserver::auth::{KeyAlgorithm, LongTermKey};
 use turnserver::clock::Clock;
-use turnserver::stun::attribute::{Nonce, Realm, ReservationToken, XorRelayedAddress};
-use turnserver::stun::{AttributeType, Class, Message, Method, TransactionId};
+use turnserver::stun::{Class, Method, TransactionId};
 
+use crate::client::Client;
 use crate::encode::{Wire, encode};
 use crate::observe::{Names, Seen};
-use crate::operations::{self, Credentials, Item, Link, Operation, Peer, Target};
+use crate::operations::{self, Attribute, Credentials, Operation, Peer, Target, Transport};
 use crate::support::client::message;
-use crate::support::{REALM, TIMEOUT};
 
 pub(crate) const USERS: [(&str, &str); 2] =
     [("alice", "the password of alice in this test"), ("bob", "the password of bob in this test")];
@@ -29,8 +26,9 @@ pub(crate) const PEERS: [(Peer, &str); 4] =
 /// iteration of its event loop that served the first one.
 const ROUNDS: usize = 2;
 const PATIENT_ROUNDS: usize = 20;
-/// How long a party waits for a response that the other server has sent.
+/// How long a side waits for a response that the other server has sent.
 const PATIENCE: Duration = Duration::from_secs(5);
+const IMPATIENCE: Duration = Duration::from_millis(200);
 
 const DENIED: Ipv4Addr = Ipv4Addr::new(10, 0, 3, 9);
 
@@ -42,50 +40,38 @@ pub(crate) struct Listening {
     pub(crate) tcp: SocketAddr,
 }
 
-/// The clients and peers of one server in one sequence.
-pub(crate) struct Party<'p> {
-    peers: &'p [UdpSocket],
+pub(crate) struct Side<'s> {
+    peers: &'s [UdpSocket],
     clients: Vec<Client>,
-    keys: Vec<LongTermKey>,
     /// Whether the server gets more time.
     patient: bool,
     barriers: u64,
+    /// Tokens, and the addresses that they reserve.
+    reserved: Vec<([u8; 8], SocketAddr)>,
 }
 
-struct Client {
-    stream: Stream,
-    own: SocketAddr,
-    at: String,
-    /// The last challenge.
-    challenge: Option<Vec<u8>>,
-    /// The IPv4 and the IPv6 relayed address.
-    relayed: [Option<SocketAddr>; 2],
-    token: [u8; 8],
-    /// The last message with its transaction, and whether it determines the parity of the port.
-    last: Option<(Vec<u8>, TransactionId, bool)>,
-}
-
-enum Stream {
-    Udp(UdpSocket),
-    Tcp(TcpStream, Vec<u8>),
-    Closed,
-}
-
-impl<'p> Party<'p> {
-    pub(crate) fn new(listening: Listening, peers: &'p [UdpSocket], links: &[Link], patient: bool) -> Self {
-        let keys = USERS.iter().flat_map(|(name, password)| {
-            [KeyAlgorithm::Md5, KeyAlgorithm::Sha256]
-                .map(|algorithm| LongTermKey::derive_by(algorithm, name, REALM, password.as_bytes()))
-        });
-        let clients = links.iter().enumerate().map(|(index, link)| Client::new(index, *link, listening)).collect();
-        let party = Self { peers, clients, keys: keys.collect(), patient, barriers: 0 };
-        party.drain_peers();
-        party
+impl<'s> Side<'s> {
+    pub(crate) fn new(listening: Listening, peers: &'s [UdpSocket], clients: &[Transport], patient: bool) -> Self {
+        let clients = clients.iter().enumerate();
+        let clients = clients.map(|(index, transport)| Client::new(index, *transport, listening)).collect();
+        let side = Self { peers, clients, patient, barriers: 0, reserved: Vec::new() };
+        side.drain_peers();
+        side
     }
 
     /// Whether the server has closed the connection of a client.
     pub(crate) fn is_closed(&self, client: usize) -> bool {
-        matches!(self.clients[client].stream, Stream::Closed)
+        self.clients[client].is_closed()
+    }
+
+    /// Returns for each client whether it has a relayed address of each family, as far as responses tell.
+    pub(crate) fn allocated(&self) -> Vec<[bool; 2]> {
+        self.clients.iter().map(|client| client.allocated).collect()
+    }
+
+    /// Returns the token in the last message of a client.
+    pub(crate) fn token_sent(&self, client: usize) -> Option<[u8; 8]> {
+        self.clients[client].token_sent()
     }
 
     /// Carries out an operation and returns what clients and peers receive because of it.
@@ -93,11 +79,7 @@ impl<'p> Party<'p> {
         let client = operation.client();
         match operation {
             Operation::Message { message, .. } => self.send_message(number, client, message),
-            Operation::Again { .. } => {
-                if let Some((bytes, ..)) = self.clients[client].last.clone() {
-                    self.clients[client].send(&bytes);
-                }
-            }
+            Operation::Again { .. } => self.clients[client].repeat(),
             Operation::ChannelData { number, payload, excess, padding, .. } => {
                 let length = i16::try_from(payload.len()).unwrap() + excess;
                 let mut frame = number.to_be_bytes().to_vec();
@@ -127,10 +109,10 @@ impl<'p> Party<'p> {
     /// Waits longer for a response that the other server has sent. coturn responds to the first authenticated request
     /// of a client after it has asked another thread, and to a later Binding request at once.
     pub(crate) fn wait(&mut self, client: usize) -> Vec<Seen> {
-        let clock = Clock::start();
+        let (clock, most) = (Clock::start(), if self.patient { PATIENCE } else { IMPATIENCE });
         loop {
             let seen = self.settle(client);
-            if !seen.is_empty() || clock.elapsed() > PATIENCE {
+            if !seen.is_empty() || clock.elapsed() > most {
                 return seen;
             }
         }
@@ -140,12 +122,12 @@ impl<'p> Party<'p> {
     pub(crate) fn finish(mut self) {
         self.patient = false;
         for client in 0..self.clients.len() {
-            if self.clients[client].relayed == [None; 2] || !matches!(self.clients[client].stream, Stream::Udp(_)) {
+            if self.clients[client].relayed == [None; 2] || !self.clients[client].is_udp() {
                 continue;
             }
             for credentials in [Credentials::Right, Credentials::Right, Credentials::OtherUser, Credentials::OtherUser]
             {
-                let mut delete = operations::Message::request(Method::REFRESH, vec![Item::Lifetime(0)]);
+                let mut delete = operations::Message::request(Method::REFRESH, vec![Attribute::Lifetime(0)]);
                 delete.credentials = credentials;
                 self.send_message(99, client, &delete);
                 if self.settle(client).iter().any(|seen| ["Refresh success", "Refresh 437"].contains(&&*seen.kind)) {
@@ -180,17 +162,14 @@ impl<'p> Party<'p> {
             token: &|of| self.clients[of].token,
         };
         let bytes = encode(message, &wire);
-        let even = message.has(|item| matches!(item, Item::EvenPort(_) | Item::Token(_)));
-        let client = &mut self.clients[client];
-        client.send(&bytes);
-        client.last = Some((bytes, transaction, even));
+        self.clients[client].send_message(bytes, transaction, message.credentials);
     }
 
     /// Sends the request with which every client begins, to get a nonce. It is not compared.
     fn challenge(&mut self, client: usize) {
         let request = operations::Message {
             credentials: Credentials::None,
-            ..operations::Message::request(Method::ALLOCATE, vec![Item::RequestedTransport(17)])
+            ..operations::Message::request(Method::ALLOCATE, vec![Attribute::RequestedTransport(17)])
         };
         let last = self.clients[client].last.take();
         self.send_message(98, client, &request);
@@ -225,7 +204,7 @@ impl<'p> Party<'p> {
             id[4..].copy_from_slice(&self.barriers.to_be_bytes());
             let barrier = TransactionId::new(id);
             let client = &mut self.clients[client];
-            if matches!(client.stream, Stream::Closed) {
+            if client.is_closed() {
                 break;
             }
             client.send(&message(Class::Request, Method::BINDING, barrier, &|_| {}));
@@ -238,10 +217,12 @@ impl<'p> Party<'p> {
             }
         }
         let mut seen: Vec<_> = received.iter().map(|frame| self.read(client, frame)).collect();
-        if matches!(self.clients[client].stream, Stream::Closed) {
+        if self.is_closed(client) {
             seen.push(Seen::new(&self.clients[client].at, "the end of the connection"));
         }
-        received.iter().for_each(|frame| self.clients[client].learn(frame));
+        for frame in &received {
+            self.reserved.extend(self.clients[client].learn(frame));
+        }
         seen
     }
 
@@ -250,9 +231,10 @@ impl<'p> Party<'p> {
         let name = |address| self.name(address);
         let names = Names {
             own: client.own,
-            transaction: client.last.as_ref().map(|(_, transaction, _)| *transaction),
-            keys: &self.keys,
-            even: client.last.as_ref().is_some_and(|(_, _, even)| *even),
+            transaction: client.last.as_ref().map(|(_, transaction)| *transaction),
+            sent: &|transaction| client.sent(transaction).cloned().unwrap_or_default(),
+            is_repeated: client.has_repeated,
+            reserved: &|token| self.reserved.iter().rev().find(|(one, _)| *one == token).map(|(_, address)| *address),
             name: &name,
         };
         Seen::read(&client.at, frame, &names)
@@ -289,105 +271,5 @@ impl<'p> Party<'p> {
             }
         }
         seen
-    }
-}
-
-impl Client {
-    fn new(index: usize, link: Link, listening: Listening) -> Self {
-        let stream = match link {
-            Link::Udp | Link::Udp6 => {
-                let server = if link == Link::Udp { listening.udp } else { listening.udp6 };
-                let socket = bind(if link == Link::Udp { CLIENT } else { "fd00:1::2".parse().unwrap() });
-                socket.connect(server).unwrap();
-                socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-                Stream::Udp(socket)
-            }
-            Link::Tcp => {
-                let stream = TcpStream::connect(listening.tcp).unwrap();
-                stream.set_nodelay(true).unwrap();
-                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
-                Stream::Tcp(stream, Vec::new())
-            }
-        };
-        let own = match &stream {
-            Stream::Udp(socket) => socket.local_addr(),
-            Stream::Tcp(stream, _) => stream.local_addr(),
-            Stream::Closed => unreachable!("it was just opened"),
-        };
-        let at = format!("client {index}");
-        Self { stream, own: own.unwrap(), at, challenge: None, relayed: [None; 2], token: [0; 8], last: None }
-    }
-
-    fn send(&mut self, bytes: &[u8]) {
-        match &mut self.stream {
-            Stream::Udp(socket) => assert_eq!(socket.send(bytes).unwrap(), bytes.len()),
-            // The end of the connection is seen when its bytes are read.
-            Stream::Tcp(stream, _) => _ = stream.write_all(bytes),
-            Stream::Closed => {}
-        }
-    }
-
-    /// Receives a datagram or a frame with its padding. `None` at the end of a connection.
-    fn receive(&mut self) -> Option<Vec<u8>> {
-        let mut buffer = [0; 4096];
-        match &mut self.stream {
-            Stream::Udp(socket) => {
-                let length = socket.recv(&mut buffer).expect("a response to a Binding request");
-                Some(buffer[..length].to_vec())
-            }
-            Stream::Tcp(stream, received) => loop {
-                if let Some(whole) = frame_len(received).filter(|whole| received.len() >= *whole) {
-                    let rest = received.split_off(whole);
-                    return Some(std::mem::replace(received, rest));
-                }
-                match stream.read(&mut buffer) {
-                    Ok(length @ 1..) => received.extend(&buffer[..length]),
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("no response over TCP"),
-                    Ok(0) | Err(_) => {
-                        self.stream = Stream::Closed;
-                        return None;
-                    }
-                }
-            },
-            Stream::Closed => None,
-        }
-    }
-
-    /// Keeps what later messages need.
-    fn learn(&mut self, frame: &[u8]) {
-        let Ok(message) = Message::parse(frame) else { return };
-        let has = |kind| message.contains(kind);
-        if has(AttributeType::REALM) && message.get::<Realm<'_>>().is_ok() && has(AttributeType::NONCE) {
-            assert!(matches!(message.get::<Nonce<'_>>(), Ok(Some(_))), "a nonce is a text");
-            self.challenge = Some(frame.to_vec());
-        }
-        if message.method() == Method::ALLOCATE && message.class() == Class::Success {
-            for XorRelayedAddress(relayed) in message.all::<XorRelayedAddress>().flatten() {
-                self.relayed[usize::from(relayed.is_ipv6())] = Some(relayed);
-            }
-            if let Ok(Some(ReservationToken(token))) = message.get() {
-                self.token = token;
-            }
-        }
-    }
-}
-
-/// Returns the length of the first frame in received bytes, with padding.
-fn frame_len(received: &[u8]) -> Option<usize> {
-    let [first, _, high, low, ..] = received else { return None };
-    let length = usize::from(u16::from_be_bytes([*high, *low]));
-    Some(if *first < 0x40 { 20 + length } else { (4 + length).next_multiple_of(4) })
-}
-
-/// Binds a socket on a port that no earlier client has used, because servers remember clients for a while.
-fn bind(ip: IpAddr) -> UdpSocket {
-    static NEXT: AtomicU16 = AtomicU16::new(2_000);
-    loop {
-        let port = NEXT.fetch_add(1, Ordering::Relaxed);
-        match UdpSocket::bind((ip, port.max(1_024))) {
-            Ok(socket) => return socket,
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {}
-            Err(error) => panic!("{ip}: {error}"),
-        }
     }
 }

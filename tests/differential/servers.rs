@@ -1,16 +1,13 @@
 //! Both servers, with clients and peers in network namespaces of their own.
 
-use std::fmt::Write as _;
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use turnserver::stun::{Class, Method, TransactionId};
 
-use crate::explained::{Case, EXPLANATIONS, Explanation, diverges_silently};
-use crate::observe::{Difference, Seen, compare};
-use crate::operations::{Operation, Sequence};
-use crate::party::{Listening, PEERS, Party, SERVER, USERS};
+use crate::run::Runner;
+use crate::side::{Listening, PEERS, SERVER, USERS};
 use crate::support::client::message;
 use crate::support::network::{Host, Namespace};
 use crate::support::{Process, REALM, Server, TempDir};
@@ -20,7 +17,7 @@ const COTURN: &str = "/usr/bin/turnserver";
 const SERVER6: &str = "fd00:1::1";
 const COTURN_PORT: u16 = 3578;
 
-pub(crate) struct Laboratory {
+pub(crate) struct Servers {
     ours: (Listening, Server),
     coturn: (Listening, Process),
     clients: Namespace,
@@ -29,22 +26,7 @@ pub(crate) struct Laboratory {
     _directory: TempDir,
 }
 
-/// The sockets of one thread that runs sequences.
-pub(crate) struct Lane {
-    listening: [Listening; 2],
-    peers: [Vec<UdpSocket>; 2],
-}
-
-/// What a sequence has shown.
-pub(crate) struct Run {
-    pub(crate) operations: usize,
-    pub(crate) explained: Vec<&'static Explanation>,
-    /// The kind of a difference that is not explained. It ends the sequence.
-    pub(crate) unexplained: Option<String>,
-    pub(crate) transcript: String,
-}
-
-impl Laboratory {
+impl Servers {
     pub(crate) fn new() -> Self {
         let (clients, peers) = (Host::new(1), Host::new(2));
         peers.ip("addr add 10.0.2.3/24 dev n2");
@@ -86,7 +68,7 @@ impl Laboratory {
     }
 
     /// Moves this thread to the clients.
-    pub(crate) fn lane(&self) -> Lane {
+    pub(crate) fn runner(&self) -> Runner {
         self.clients.enter();
         let sockets = || {
             self.peers.run(|| {
@@ -97,7 +79,7 @@ impl Laboratory {
                 })
             })
         };
-        Lane { listening: [self.ours.0, self.coturn.0], peers: [sockets().into(), sockets().into()] }
+        Runner { listening: [self.ours.0, self.coturn.0], peers: [0; 3].map(|_| sockets().into()) }
     }
 }
 
@@ -127,74 +109,4 @@ fn wait_until_ready(coturn: &Process, listening: Listening) {
         let is_ready = |_| socket.send_to(&request, server).is_ok() && socket.recv(&mut [0; 1500]).is_ok();
         assert!((0..600).any(is_ready), "coturn is not ready; its output:\n{}", coturn.output());
     }
-}
-
-impl Lane {
-    /// Runs a sequence. If a difference is not explained, runs it again, so that timing does not explain it.
-    pub(crate) fn run_until_certain(&self, sequence: &Sequence) -> Run {
-        let run = self.run(sequence, false);
-        if run.unexplained.is_some() { self.run(sequence, true) } else { run }
-    }
-
-    pub(crate) fn run_patiently(&self, sequence: &Sequence) -> Run {
-        self.run(sequence, true)
-    }
-
-    /// Runs a sequence until the two servers are in different states.
-    fn run(&self, sequence: &Sequence, patient: bool) -> Run {
-        let [mut ours, mut coturn] =
-            [0, 1].map(|at| Party::new(self.listening[at], &self.peers[at], &sequence.clients, patient));
-        let mut run = Run { operations: 0, explained: Vec::new(), unexplained: None, transcript: String::new() };
-        for (at, operation) in sequence.operations.iter().enumerate() {
-            if ours.is_closed(operation.client()) {
-                continue;
-            }
-            let mut seen = [ours.step(at, operation), coturn.step(at, operation)];
-            if patient && seen[0].is_empty() != seen[1].is_empty() {
-                let late = if seen[0].is_empty() { &mut ours } else { &mut coturn };
-                let more = late.wait(operation.client());
-                seen.iter_mut().filter(|seen| seen.is_empty()).for_each(|seen| seen.clone_from(&more));
-            }
-            run.operations += 1;
-            let differences = compare(&seen[0], &seen[1]);
-            write_step(&mut run.transcript, at, operation, &seen, &differences);
-            let before = &sequence.operations[..at];
-            let is_repeated = matches!(operation, Operation::Again { .. });
-            let is_original = |earlier: &&Operation| matches!(earlier, Operation::Message { client, .. } if *client == operation.client());
-            let original = before.iter().rev().find(is_original).filter(|_| is_repeated);
-            let mut ends = diverges_silently(original.unwrap_or(operation));
-            for difference in &differences {
-                let operation = original.unwrap_or(operation);
-                let case = Case { before, operation, is_repeated, difference, clients: &sequence.clients };
-                match EXPLANATIONS.iter().find(|explanation| (explanation.matches)(&case)) {
-                    Some(explanation) => {
-                        ends |= explanation.ends;
-                        run.explained.push(explanation);
-                    }
-                    None if run.unexplained.is_none() => run.unexplained = Some(case.kind()),
-                    None => {}
-                }
-            }
-            if ends || run.unexplained.is_some() {
-                break;
-            }
-        }
-        ours.finish();
-        coturn.finish();
-        run
-    }
-}
-
-fn write_step(
-    transcript: &mut String,
-    at: usize,
-    operation: &Operation,
-    seen: &[Vec<Seen>; 2],
-    differences: &[Difference],
-) {
-    writeln!(transcript, "{at:3}. {operation}").unwrap();
-    for (server, seen) in ["ours  ", "coturn"].iter().zip(seen) {
-        seen.iter().for_each(|seen| writeln!(transcript, "       {server} -> {seen}").unwrap());
-    }
-    differences.iter().for_each(|difference| writeln!(transcript, "       difference: {difference}").unwrap());
 }

@@ -1,4 +1,5 @@
-//! The random numbers of the simulation: small, fast, and equal on every machine.
+//! The random numbers of generated tests: small, fast, and equal on every machine.
+#![allow(dead_code, reason = "each user uses only a part of it")]
 
 /// The generator SplitMix64.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ impl SplitMix {
 
     /// Returns a number below `end`.
     pub(crate) fn below(&mut self, end: usize) -> usize {
-        self.between(0, end as u64 - 1) as usize
+        usize::try_from(self.between(0, u64::try_from(end).unwrap() - 1)).unwrap()
     }
 
     /// Returns a number of `first..=last`.
@@ -35,8 +36,8 @@ impl SplitMix {
         self.next() % 1000 < chance
     }
 
-    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
-        choices[self.below(choices.len())]
+    pub(crate) fn pick<T: Clone>(&mut self, choices: &[T]) -> T {
+        choices[self.below(choices.len())].clone()
     }
 
     /// Returns an index of `weights` with a probability proportional to its weight.
@@ -52,6 +53,6 @@ impl SplitMix {
     }
 
     pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.next() as u8).collect()
+        (0..length).map(|_| self.next().to_le_bytes()[0]).collect()
     }
 }
