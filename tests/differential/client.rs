@@ -53,6 +53,14 @@ pub(crate) struct Sent {
     family: Option<AddressFamily>,
 }
 
+/// What an Allocate response means for reservations.
+pub(crate) struct Learned {
+    /// The token of the request.
+    pub(crate) claimed: Option<[u8; 8]>,
+    /// A new token, and the address that it reserves.
+    pub(crate) reserved: Option<([u8; 8], SocketAddr)>,
+}
+
 impl Sent {
     /// Reads a request. A damaged one has no response.
     fn read(request: &[u8], credentials: Credentials) -> Self {
@@ -181,8 +189,8 @@ impl Client {
         }
     }
 
-    /// Keeps what later messages need. Returns the token of a reservation, and the address that it reserves.
-    pub(crate) fn learn(&mut self, message: &[u8]) -> Option<([u8; 8], SocketAddr)> {
+    /// Keeps what later messages need. Returns what a new allocation means for reservations.
+    pub(crate) fn learn(&mut self, message: &[u8]) -> Option<Learned> {
         let message = Message::parse(message).ok()?;
         let has = |kind| message.contains(kind);
         if has(AttributeType::REALM) && message.get::<Realm<'_>>().is_ok() && has(AttributeType::NONCE) {
@@ -195,10 +203,12 @@ impl Client {
                     self.relayed[usize::from(relayed.is_ipv6())] = Some(relayed);
                     self.allocated[usize::from(relayed.is_ipv6())] = true;
                 }
-                let ReservationToken(token) = message.get().ok().flatten()?;
-                self.token = token;
+                let token = message.get().ok().flatten().map(|ReservationToken(token)| token);
+                self.token = token.unwrap_or(self.token);
                 let XorRelayedAddress(first) = message.get().ok().flatten()?;
-                Some((token, SocketAddr::new(first.ip(), first.port() | 1)))
+                let next = SocketAddr::new(first.ip(), first.port() | 1);
+                let claimed = self.sent(message.transaction_id()).and_then(|sent| sent.token);
+                Some(Learned { claimed, reserved: token.map(|token| (token, next)) })
             }
             (Method::REFRESH, Class::Success) if matches!(message.get(), Ok(Some(Lifetime(0)))) => {
                 match self.sent(message.transaction_id())?.family {

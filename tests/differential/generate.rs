@@ -17,11 +17,15 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     let mut generator = Generator { random, clients: &clients, reserved: None };
     let mut operations = Vec::new();
     for client in 0..count {
-        if generator.random.percent(85) {
-            operations.push(generator.first_allocate(client));
-            if generator.random.percent(40) {
-                operations.push(generator.first_peer(client));
+        match generator.random.below(100) {
+            0..70 => {
+                operations.push(generator.first_allocate(client));
+                if generator.random.percent(40) {
+                    operations.push(generator.first_peer(client));
+                }
             }
+            70..90 => operations.push(generator.message(client, Generator::allocate)),
+            _ => {}
         }
     }
     for _ in 0..3 + generator.random.below(9) {
@@ -95,8 +99,9 @@ impl Generator<'_> {
                 Operation::FromPeer { peer, client, payload }
             }
             86..91 => self.message(client, Self::binding),
-            91..94 => Operation::Again { client },
-            94..97 => self.message(client, Self::other),
+            91..93 => Operation::Again { client },
+            93..96 => self.message(client, Self::other),
+            96..98 => self.special(client),
             _ if self.clients[client] == Transport::Tcp => self.message(client, Self::binding),
             _ => {
                 let mut bytes = self.bytes(40);
@@ -110,6 +115,10 @@ impl Generator<'_> {
 
     fn message(&mut self, client: usize, make: fn(&mut Self) -> Message) -> Operation {
         let mut message = make(self);
+        if self.clients[client] == Transport::Tcp && message.method.number() >= 0x100 {
+            // RFC 7983: a response would not be found in the stream.
+            (message.class, message.credentials) = (Class::Indication, Credentials::None);
+        }
         if message.class == Class::Request && message.method != Method::BINDING {
             if self.random.percent(16) {
                 message.credentials = self.random.pick(&[
@@ -160,6 +169,27 @@ impl Generator<'_> {
                 Damage::LongLength(1),
                 Damage::LongLength(4),
             ]));
+        }
+        Operation::Message { client, message }
+    }
+
+    /// A message that servers are known to treat differently, and that is rare otherwise.
+    fn special(&mut self, client: usize) -> Operation {
+        let mut message = match self.random.below(5) {
+            0 => self.binding(),
+            1 => Message::request(Method::REFRESH, vec![Attribute::Raw(0x8030, vec![])]),
+            2 => self.send(),
+            3 => self.create_permission(),
+            _ => self.send(),
+        };
+        match (message.method, message.class) {
+            (Method::BINDING, _) if self.clients[client] != Transport::Tcp => message.damage = Some(Damage::Cookie),
+            (Method::CREATE_PERMISSION, _) => message.credentials = Credentials::None,
+            (Method::SEND, _) if self.random.percent(50) => {
+                message.attributes = vec![Attribute::Peer(Target::ZeroPort), Attribute::Data(vec![0x80; 3])];
+            }
+            (Method::SEND, _) => message.attributes.push(Attribute::Raw(0x0024, vec![0, 0, 1, 1])),
+            _ => {}
         }
         Operation::Message { client, message }
     }
@@ -248,7 +278,7 @@ impl Generator<'_> {
     }
 
     fn payload(&mut self) -> Vec<u8> {
-        if self.random.percent(3) {
+        if self.random.percent(5) {
             let method = self.random.pick(&[Method::BINDING, Method::ALLOCATE, Method::REFRESH]);
             let id = TransactionId::new([0x5a; 12]);
             return write_message(Class::Request, method, id, 64, |_| {}).unwrap();

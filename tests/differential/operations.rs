@@ -199,7 +199,7 @@ impl Message {
 
     /// Whether a server has to ignore later attributes because they have the type of an earlier one (RFC 8489 §14).
     pub(crate) fn has_duplicates(&self) -> bool {
-        self.without_duplicates().len() < self.attributes.len()
+        (0..self.attributes.len()).any(|at| self.is_duplicate(at))
     }
 
     /// Whether a server has to ignore the attributes of `after` (RFC 8489 §9).
@@ -207,13 +207,19 @@ impl Message {
         !self.after.is_empty() && self.credentials.have_integrity()
     }
 
-    fn without_duplicates(&self) -> Vec<Attribute> {
+    /// Whether the attribute at this place is one that has to be ignored because of an earlier one.
+    fn is_duplicate(&self, at: usize) -> bool {
+        let kind = self.attributes[at].kind();
         // RFC 8656 §10.2: CreatePermission has an XOR-PEER-ADDRESS for each peer.
-        let may_repeat = |kind| self.method == Method::CREATE_PERMISSION && kind == AttributeType::XOR_PEER_ADDRESS;
-        let is_first = |at: usize, kind| self.attributes[..at].iter().all(|earlier| earlier.kind() != kind);
-        let attributes = self.attributes.iter().enumerate();
-        let first = attributes.filter(|(at, attribute)| may_repeat(attribute.kind()) || is_first(*at, attribute.kind()));
-        first.map(|(_, attribute)| attribute.clone()).collect()
+        let may_repeat = self.method == Method::CREATE_PERMISSION && kind == AttributeType::XOR_PEER_ADDRESS;
+        !may_repeat && self.attributes[..at].iter().any(|earlier| earlier.kind() == kind)
+    }
+
+    /// Returns the later attributes of a type, and those after the integrity.
+    pub(crate) fn ignored(&self) -> impl Iterator<Item = &Attribute> {
+        let duplicates = self.attributes.iter().enumerate().filter(|(at, _)| self.is_duplicate(*at));
+        let after = self.after.iter().filter(|_| self.has_attributes_after_integrity());
+        duplicates.map(|(_, attribute)| attribute).chain(after)
     }
 
     /// Returns the message without everything that a server has to ignore: attributes after the integrity, repeated
@@ -223,8 +229,9 @@ impl Message {
         if self.has_attributes_after_integrity() {
             message.after.clear();
         }
-        message.attributes = self.without_duplicates();
-        message.attributes.retain(|attribute| !is_ignored(attribute.kind(), self.method));
+        let attributes = self.attributes.iter().enumerate().filter(|(at, _)| !self.is_duplicate(*at));
+        let attributes = attributes.map(|(_, attribute)| attribute);
+        message.attributes = attributes.filter(|one| !is_ignored(one.kind(), self.method)).cloned().collect();
         message
     }
 

@@ -9,6 +9,7 @@ use std::net::UdpSocket;
 
 use turnserver::stun::{Class, Method};
 
+use crate::client;
 use crate::explained::{Case, EXPLANATIONS, Effect, Explanation, Step, diverges_silently};
 use crate::observe::{Difference, NOTHING, Seen, compare};
 use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Sequence, Target};
@@ -79,14 +80,15 @@ impl Runner {
             }
             if let Some(other) = &mut coturn {
                 let mut theirs = other.step(at, operation);
-                if theirs.is_empty() && !seen.is_empty() {
-                    theirs = other.wait(operation.client());
-                } else if patient && seen.is_empty() && !theirs.is_empty() {
-                    seen = ours.wait(operation.client());
+                let responds = |seen: &[Seen]| seen.iter().any(|seen| seen.at == client::name(operation.client()));
+                if responds(&seen) && !responds(&theirs) {
+                    theirs.extend(other.wait(operation.client()));
+                } else if patient && !responds(&seen) && responds(&theirs) {
+                    seen.extend(ours.wait(operation.client()));
                 }
                 let is_repeated = matches!(operation, Operation::Again { .. });
                 let original = original(&sequence.operations[..at], operation);
-                let tokens = [ours.token_sent(operation.client()), other.token_sent(operation.client())];
+                let tokens = [ours.token_sent(), other.token_sent()];
                 let step = Step { operation: original, is_repeated, allocated, tokens, seen: [seen, theirs] };
                 let ends = run.compare(at, operation, step, &mut before, sequence);
                 if ends {

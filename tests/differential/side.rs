@@ -7,7 +7,7 @@ use std::time::Duration;
 use turnserver::clock::Clock;
 use turnserver::stun::{Class, Method, TransactionId};
 
-use crate::client::Client;
+use crate::client::{Client, Learned};
 use crate::encode::{Wire, encode};
 use crate::observe::{Names, Seen};
 use crate::operations::{self, Attribute, Credentials, Operation, Peer, Target, Transport};
@@ -46,15 +46,30 @@ pub(crate) struct Side<'s> {
     /// Whether the server gets more time.
     patient: bool,
     barriers: u64,
-    /// Tokens, and the addresses that they reserve.
-    reserved: Vec<([u8; 8], SocketAddr)>,
+    reservations: Vec<Reservation>,
+    /// The token in the message of the last operation.
+    token_sent: Option<SentToken>,
+}
+
+struct Reservation {
+    token: [u8; 8],
+    address: SocketAddr,
+    is_claimed: bool,
+}
+
+/// A token in a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SentToken {
+    pub(crate) value: [u8; 8],
+    /// The address that it reserved before the request.
+    pub(crate) reserves: Option<SocketAddr>,
 }
 
 impl<'s> Side<'s> {
     pub(crate) fn new(listening: Listening, peers: &'s [UdpSocket], clients: &[Transport], patient: bool) -> Self {
         let clients = clients.iter().enumerate();
         let clients = clients.map(|(index, transport)| Client::new(index, *transport, listening)).collect();
-        let side = Self { peers, clients, patient, barriers: 0, reserved: Vec::new() };
+        let side = Self { peers, clients, patient, barriers: 0, reservations: Vec::new(), token_sent: None };
         side.drain_peers();
         side
     }
@@ -69,9 +84,9 @@ impl<'s> Side<'s> {
         self.clients.iter().map(|client| client.allocated).collect()
     }
 
-    /// Returns the token in the last message of a client.
-    pub(crate) fn token_sent(&self, client: usize) -> Option<[u8; 8]> {
-        self.clients[client].token_sent()
+    /// Returns the token in the message of the last operation.
+    pub(crate) fn token_sent(&self) -> Option<SentToken> {
+        self.token_sent
     }
 
     /// Carries out an operation and returns what clients and peers receive because of it.
@@ -96,6 +111,10 @@ impl<'s> Side<'s> {
                 }
             }
         }
+        self.token_sent = self.clients[client].token_sent().map(|value| SentToken {
+            value,
+            reserves: self.reservation(value).filter(|found| !found.is_claimed).map(|found| found.address),
+        });
         let mut seen = self.settle(client);
         if operation.is_data() {
             for other in (0..self.clients.len()).filter(|other| *other != client) {
@@ -221,9 +240,18 @@ impl<'s> Side<'s> {
             seen.push(Seen::new(&self.clients[client].at, "the end of the connection"));
         }
         for frame in &received {
-            self.reserved.extend(self.clients[client].learn(frame));
+            let Some(Learned { claimed, reserved }) = self.clients[client].learn(frame) else { continue };
+            for reservation in &mut self.reservations {
+                reservation.is_claimed |= claimed == Some(reservation.token);
+            }
+            let made = reserved.map(|(token, address)| Reservation { token, address, is_claimed: false });
+            self.reservations.extend(made);
         }
         seen
+    }
+
+    fn reservation(&self, token: [u8; 8]) -> Option<&Reservation> {
+        self.reservations.iter().find(|reservation| reservation.token == token)
     }
 
     fn read(&self, client: usize, frame: &[u8]) -> Seen {
@@ -234,7 +262,7 @@ impl<'s> Side<'s> {
             transaction: client.last.as_ref().map(|(_, transaction)| *transaction),
             sent: &|transaction| client.sent(transaction).cloned().unwrap_or_default(),
             is_repeated: client.has_repeated,
-            reserved: &|token| self.reserved.iter().rev().find(|(one, _)| *one == token).map(|(_, address)| *address),
+            reserved: &|token| self.reservation(token).map(|reservation| reservation.address),
             name: &name,
         };
         Seen::read(&client.at, frame, &names)

@@ -1,10 +1,10 @@
 //! Differences in how allocations are made and deleted.
 
-use turnserver::stun::{AttributeType, Method};
+use turnserver::stun::Method;
 
-use super::{Case, Effect, Explanation, Right};
+use super::{Case, Effect, Explanation, Right, Step};
 use crate::observe::{ABSENT, NOTHING};
-use crate::operations::{Attribute, Operation, Target};
+use crate::operations::{Attribute, Operation, Target, Transport};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
     Explanation {
@@ -86,7 +86,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             case.is(Method::ALLOCATE)
-                && case.step.tokens == [Some([0; 8]); 2]
+                && case.step.tokens.map(|token| token.map(|token| token.value)) == [Some([0; 8]); 2]
                 && matches!(case.results(), Some(("400" | "508", "success")))
         },
     },
@@ -96,9 +96,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Nothing,
         matches: |case| {
-            case.is(Method::ALLOCATE)
-                && case.step.tokens[0].is_some()
-                && case.results() == Some(("508", "404"))
+            case.is(Method::ALLOCATE) && has_invalid_token(case.step) && case.results() == Some(("508", "404"))
         },
     },
     Explanation {
@@ -119,10 +117,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Ends,
         matches: |case| {
-            let has_token = |attribute: &Attribute| attribute.kind() == AttributeType::RESERVATION_TOKEN;
             case.difference.field == "XOR-RELAYED-ADDRESS"
+                && !case.difference.ours.contains("0.0.0.0")
                 && case.difference.coturn.contains("0.0.0.0")
-                && case.earlier(case.client()).any(|(_, message)| message.has(has_token))
+                && case.earlier(case.client()).any(|(step, _)| has_invalid_token(step))
         },
     },
     Explanation {
@@ -153,18 +151,13 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Ends,
         matches: |case| {
-            let wants_ipv6 = |attribute: &Attribute| {
-                matches!(
-                    attribute,
-                    Attribute::Family(2)
-                        | Attribute::AdditionalFamily(2)
-                        | Attribute::DraftAdditionalFamily(2)
-                        | Attribute::Token(_)
-                )
-            };
+            let families = [Attribute::Family, Attribute::AdditionalFamily, Attribute::DraftAdditionalFamily];
+            let wants_ipv6 = |attribute: &Attribute| families.iter().any(|family| *attribute == family(2));
+            let reserved = case.step.tokens[0].and_then(|token| token.reserves);
             case.is(Method::ALLOCATE)
+                && case.transport() == Transport::Udp
                 && case.has(|attribute| *attribute == Attribute::DontFragment)
-                && case.has(wants_ipv6)
+                && (case.has(wants_ipv6) || reserved.is_some_and(|address| address.is_ipv6()))
                 && case.results() == Some(("420", "success"))
         },
     },
@@ -176,6 +169,11 @@ fn has_deleted(case: &Case<'_>, client: usize) -> bool {
     let mut deleted = case.earlier(client).filter(|(_, message)| message.is(Method::REFRESH) && message.has(was_deleted));
     let is_gone = case.step.allocated[0][client] != [true; 2];
     is_gone && deleted.any(|(step, _)| step.ours_sent("Refresh success"))
+}
+
+/// Whether a request has a token that reserves nothing at our server.
+fn has_invalid_token(step: &Step<'_>) -> bool {
+    step.tokens[0].is_some_and(|token| token.reserves.is_none())
 }
 
 fn has_sent_to_port_zero(case: &Case<'_>, client: usize) -> bool {

@@ -1,48 +1,21 @@
 //! Differences in how attributes are understood, and in which order requests are checked.
 
-use turnserver::stun::{AttributeType, Method};
+use turnserver::stun::Method;
 
-use super::{Case, Effect, Explanation, Right, is_of_other_rfc, is_relayed, unknown};
-use crate::observe::{ABSENT, NOTHING};
-use crate::operations::{Attribute, Message, Peer, Target};
+use super::{Case, Effect, Explanation, Right, is_of_other_rfc, unknown};
+use crate::operations::{Attribute, Message, Target};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
     Explanation {
-        name: "coturn honours attributes after MESSAGE-INTEGRITY",
-        rule: "RFC 8489 §9",
-        right: Right::Ours,
-        effect: Effect::Ends,
-        matches: |case| {
-            let Some(message) = case.message().filter(|message| message.has_attributes_after_integrity()) else {
-                return false;
-            };
-            message.after.iter().any(|attribute| follows_from(case, message, attribute))
-        },
-    },
-    Explanation {
-        name: "coturn uses the last of several attributes of a type, or rejects them",
-        rule: "RFC 8489 §14",
-        right: Right::Ours,
-        effect: Effect::Ends,
-        matches: |case| {
-            let Some(message) = case.message().filter(|message| message.has_duplicates()) else { return false };
-            // What ours has sent was compared with what it sends without the duplicates.
-            let fields = ["LIFETIME", "XOR-RELAYED-ADDRESS", "RESERVATION-TOKEN"];
-            let _ = message;
-            case.results().is_some() || fields.contains(&&*case.difference.field)
-        },
-    },
-    Explanation {
-        name: "coturn checks attributes before the allocation, or the user of the connection instead of the allocation's",
+        name: "coturn checks attributes before the allocation",
         rule: "RFC 8656 §5",
         right: Right::Ours,
-        effect: Effect::Ends,
+        effect: Effect::Nothing,
         matches: |case| {
             case.needs_allocation()
-                && matches!(case.results(), Some(("437", "400" | "403" | "420" | "441" | "443")))
-                && case.is_authenticated()
                 && !case.has_allocation()
                 && !case.has_unknown()
+                && matches!(case.authenticated_results(), Some(("437", "400" | "403" | "420" | "443")))
         },
     },
     Explanation {
@@ -51,11 +24,9 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Ends,
         matches: |case| {
-            let Some(message) = case.message() else { return false };
-            let is_unused = |attribute: &Attribute| !message.uses(attribute.kind());
-            let Some((ours, "420")) = case.results() else { return false };
-            let results = ["success", "400", "401", "403", "437", "440", "441", "442", "443", "508"];
-            !case.has_unknown() && message.has(is_unused) && results.contains(&ours)
+            let Some((ours, "420")) = case.authenticated_results() else { return false };
+            let results = ["success", "400", "403", "437", "440", "441", "442", "443", "508"];
+            has_of_other_method(case) && !case.has_unknown() && results.contains(&ours)
         },
     },
     Explanation {
@@ -65,7 +36,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let is_other = |attribute: &Attribute| is_of_other_rfc(attribute.kind());
-            case.has(is_other) && matches!(case.results(), Some(("420", _)))
+            let results = ["success", "400", "403", "405", "437", "440", "441", "443", "404"];
+            case.has(is_other) && matches!(case.authenticated_results(), Some(("420", coturn)) if results.contains(&coturn))
         },
     },
     Explanation {
@@ -75,8 +47,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             case.has_unknown()
-                && case.is_authenticated()
-                && matches!(case.results(), Some(("420", "400" | "403" | "437" | "441" | "443")))
+                && matches!(case.authenticated_results(), Some(("420", "400" | "403" | "437" | "441" | "443")))
         },
     },
     Explanation {
@@ -95,9 +66,14 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Both,
         effect: Effect::Nothing,
         matches: |case| {
-            let errors = ["400", "403", "443"];
-            let both = case.results().is_some_and(|(ours, coturn)| errors.contains(&ours) && errors.contains(&coturn));
-            case.needs_allocation() && case.is_authenticated() && case.has_allocation() && both
+            let (denied, other_family) = (case.has_denied_peer(), case.has_peer_of_other_family());
+            case.has_allocation()
+                && match case.authenticated_results() {
+                    Some(("403", "443") | ("443", "403")) => denied && other_family,
+                    Some(("400", "403") | ("403", "400")) => denied && !case.is(Method::REFRESH),
+                    Some(("400", "443") | ("443", "400")) => other_family || case.is(Method::REFRESH),
+                    _ => false,
+                }
         },
     },
     Explanation {
@@ -107,7 +83,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let is_ticket = |attribute: &Attribute| matches!(attribute, Attribute::Raw(0x8030, _));
-            case.has(is_ticket) && matches!(case.results(), Some((_, "405")))
+            let results = ["success", "400", "403", "437", "440", "441", "442", "443", "508"];
+            case.has(is_ticket) && matches!(case.authenticated_results(), Some((ours, "405")) if results.contains(&ours))
         },
     },
     Explanation {
@@ -143,16 +120,71 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 && case.results() == Some(("400", "success"))
         },
     },
+    Explanation {
+        name: "coturn honours attributes after MESSAGE-INTEGRITY",
+        rule: "RFC 8489 §9",
+        right: Right::Ours,
+        effect: Effect::Ends,
+        matches: |case| {
+            let has = case.message().is_some_and(Message::has_attributes_after_integrity);
+            has && follows_from_ignored(case)
+        },
+    },
+    Explanation {
+        name: "coturn uses the last of several attributes of a type, or rejects them",
+        rule: "RFC 8489 §14",
+        right: Right::Ours,
+        effect: Effect::Ends,
+        matches: |case| {
+            case.message().is_some_and(Message::has_duplicates) && follows_from_ignored(case)
+        },
+    },
 ];
 
-/// Whether a difference follows from coturn's use of an attribute after MESSAGE-INTEGRITY.
+/// Whether the message has an attribute that requires comprehension, and that only other methods use.
+fn has_of_other_method(case: &Case<'_>) -> bool {
+    let message = case.message();
+    let is_other = |attribute: &&Attribute| {
+        let kind = attribute.kind();
+        kind.is_comprehension_required() && message.is_some_and(|message| !message.uses(kind))
+    };
+    message.is_some_and(|message| message.attributes.iter().any(|attribute| is_other(&attribute)))
+}
+
+/// Whether a difference follows from coturn's use of an attribute that has to be ignored.
+fn follows_from_ignored(case: &Case<'_>) -> bool {
+    let Some(message) = case.message() else { return false };
+    message.ignored().any(|attribute| follows_from(case, message, attribute))
+}
+
 fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bool {
-    let kind = attribute.kind();
-    let _ = (ABSENT, NOTHING, is_relayed as fn(&str) -> bool, Peer::A, AttributeType::LIFETIME, Method::REFRESH);
-    if let Some((ours, coturn)) = case.results() {
-        return ours != "420" && (coturn == "420" || message.uses(kind));
+    let is_in = |pairs: &[(&str, &str)]| case.authenticated_results().is_some_and(|results| pairs.contains(&results));
+    let field = |name: &str| {
+        case.difference.field == name && case.difference.kind == format!("{} success", message.method)
+    };
+    if let Some((ours, "420")) = case.authenticated_results() {
+        return !message.uses(attribute.kind()) && ["success", "400", "403", "437", "443"].contains(&ours);
     }
-    message.uses(kind) && case.difference.kind.starts_with(&format!("{} success", message.method))
+    match (message.method, attribute) {
+        (Method::ALLOCATE, Attribute::RequestedTransport(_)) => is_in(&[("success", "400"), ("442", "success")]),
+        (Method::ALLOCATE | Method::REFRESH, Attribute::Lifetime(_)) => field("LIFETIME"),
+        (Method::ALLOCATE, Attribute::EvenPort(_)) => {
+            field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400")])
+        }
+        (Method::ALLOCATE, Attribute::Family(_) | Attribute::DraftAdditionalFamily(_)) => {
+            field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400"), ("success", "440"), ("440", "success")])
+        }
+        (Method::REFRESH, Attribute::Family(_)) => is_in(&[("success", "443"), ("443", "success")]),
+        (Method::CREATE_PERMISSION, Attribute::Peer(_)) => is_in(&[("400", "success"), ("success", "443")]),
+        (Method::CHANNEL_BIND, Attribute::Peer(_) | Attribute::Channel(_) | Attribute::Raw(..)) => {
+            let results = ["success", "400", "403", "443"];
+            let possible = |(ours, coturn)| results.contains(&ours) && results.contains(&coturn);
+            message.uses(attribute.kind()) && case.authenticated_results().is_some_and(possible)
+        }
+        (Method::SEND, Attribute::Data(_)) => case.only_ours_relays(),
+        (Method::SEND, Attribute::Peer(_)) => case.only_ours_relays() || case.only_coturn_relays(),
+        _ => false,
+    }
 }
 
 /// Returns the list that UNKNOWN-ATTRIBUTES has to have.

@@ -87,6 +87,16 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         },
     },
     Explanation {
+        name: "coturn compares the user with the one of the connection, and not with that of an allocation",
+        rule: "RFC 8656 §5",
+        right: Right::Ours,
+        effect: Effect::Ends,
+        matches: |case| {
+            let results = case.results() == Some(("437", "441"));
+            case.needs_allocation() && results && case.is_authenticated() && !case.has_allocation() && has_named_another(case)
+        },
+    },
+    Explanation {
         name: "coturn rejects an Allocate with 437 after a failed request with another username",
         rule: "RFC 8656 §7.2 step 2",
         right: Right::Ours,
@@ -133,12 +143,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Nothing,
         matches: |case| {
-            let Some((NOTHING, coturn)) = case.kinds() else { return false };
-            // The response may be late if it is the first to an authenticated request.
-            case.before.iter().chain([case.step]).filter_map(|step| step.message()).any(|message| {
-                let is_response = || coturn.starts_with(&format!("{} ", message.method));
-                message.class == Class::Request && !is_served(message) && is_response()
-            })
+            let Some(message) = case.message().filter(|message| message.class == Class::Request) else { return false };
+            !is_served(message) && matches!(case.results(), Some((NOTHING, "400" | "401" | "403" | "420" | "441")))
         },
     },
 ];

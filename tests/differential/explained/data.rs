@@ -2,7 +2,7 @@
 
 use turnserver::stun::{AttributeType, Class, Method};
 
-use super::{Effect, Explanation, Right, is_of_other_rfc, is_served};
+use super::{Case, Effect, Explanation, Right, is_of_other_rfc, is_served};
 use crate::observe::NOTHING;
 use crate::operations::{Attribute, Operation, Transport};
 
@@ -16,7 +16,18 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             case.transport() == Transport::Tcp
                 && !case.message().is_some_and(is_served)
                 && !case.has_allocation()
-                && matches!(case.kinds_at_client(), Some(("the end of the connection", _)))
+                && is_ended(case)
+        },
+    },
+    Explanation {
+        name: "ours ends a connection after bytes that are no STUN message by RFC 7983",
+        rule: "RFC 8489 §18.2, RFC 8656 §12",
+        right: Right::Both,
+        effect: Effect::Ends,
+        matches: |case| {
+            // Such a message begins with a byte above 3.
+            let is_reserved = case.method().is_some_and(|method| method.number() >= 0x100);
+            case.transport() == Transport::Tcp && is_reserved && is_ended(case)
         },
     },
     Explanation {
@@ -26,7 +37,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             let Operation::ChannelData { padding, payload, .. } = case.step.operation else { return false };
-            *padding > payload.len().wrapping_neg() % 4 && case.only_ours_relays()
+            case.is_udp() && *padding > payload.len().wrapping_neg() % 4 && case.only_ours_relays()
         },
     },
     Explanation {
@@ -36,8 +47,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             let is_other = |attribute: &Attribute| {
-                ![AttributeType::XOR_PEER_ADDRESS, AttributeType::DATA, AttributeType::DONT_FRAGMENT]
-                    .contains(&attribute.kind())
+                let used = [AttributeType::XOR_PEER_ADDRESS, AttributeType::DATA, AttributeType::DONT_FRAGMENT];
+                attribute.kind().is_comprehension_required() && !used.contains(&attribute.kind())
             };
             case.method() == Some(Method::SEND) && case.has(is_other) && !case.has_unknown() && case.only_ours_relays()
         },
@@ -69,8 +80,14 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 _ => None,
             };
             let is_turn = payload.is_some_and(|payload| matches!(**payload, [0, 3 | 4, _, _, 0x21, 0x12, ..]));
-            let _ = NOTHING;
             is_turn && case.only_coturn_relays()
         },
     },
 ];
+
+/// Whether our server has ended the connection, and coturn has dropped or rejected a message.
+fn is_ended(case: &Case<'_>) -> bool {
+    let is_rejected = |coturn: &str| ["400", "401", "403", "420"].iter().any(|code| coturn.ends_with(code));
+    let ended = case.kinds_at_client().filter(|(ours, _)| *ours == "the end of the connection");
+    ended.is_some_and(|(_, coturn)| coturn == NOTHING || is_rejected(coturn))
+}

@@ -12,7 +12,8 @@ use turnserver::stun::{AttributeType, Class, Method};
 
 use crate::client;
 use crate::observe::{Difference, NOTHING, Seen};
-use crate::operations::{Attribute, Credentials, Message, Operation, Target, Transport};
+use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Target, Transport};
+use crate::side::SentToken;
 
 /// Which server is right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +55,7 @@ pub(crate) struct Step<'s> {
     /// For each server and client, whether the client had a relayed address of each family before.
     pub(crate) allocated: [Vec<[bool; 2]>; 2],
     /// The tokens in the message to each server.
-    pub(crate) tokens: [Option<[u8; 8]>; 2],
+    pub(crate) tokens: [Option<SentToken>; 2],
     pub(crate) seen: [Vec<Seen>; 2],
 }
 
@@ -186,6 +187,32 @@ impl Case<'_> {
             | Credentials::WrongPassword
             | Credentials::WrongRealm => Some("401"),
         }
+    }
+
+    /// Whether the request has one of the two results, and has valid credentials.
+    fn authenticated_results(&self) -> Option<(&str, &str)> {
+        self.results().filter(|_| self.is_authenticated() || self.is(Method::BINDING))
+    }
+
+    /// Whether the message has a peer that our server denies.
+    fn has_denied_peer(&self) -> bool {
+        let is_denied = |attribute: &Attribute| match attribute {
+            Attribute::Peer(Target::Peer(_) | Target::Relay(_)) => false,
+            Attribute::Peer(Target::ZeroPort) => self.is(Method::CHANNEL_BIND),
+            Attribute::Peer(_) => true,
+            _ => false,
+        };
+        self.has(is_denied)
+    }
+
+    /// Whether the message has a peer of a family of which the client has no relayed address.
+    fn has_peer_of_other_family(&self) -> bool {
+        let [ipv4, ipv6] = self.step.allocated[0][self.client()];
+        self.has(|attribute| match attribute {
+            Attribute::Peer(Target::Peer(Peer::V6) | Target::MappedDenied) => !ipv6,
+            Attribute::Peer(_) => !ipv4,
+            _ => false,
+        })
     }
 
     fn is_udp(&self) -> bool {
