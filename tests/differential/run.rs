@@ -9,7 +9,6 @@ use std::net::UdpSocket;
 
 use turnserver::stun::{Class, Method};
 
-use crate::client;
 use crate::explained::{Case, EXPLANATIONS, Effect, Explanation, Step, diverges_silently};
 use crate::observe::{Difference, NOTHING, Seen, compare};
 use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Sequence, Target};
@@ -76,16 +75,12 @@ impl Runner {
             let allocated = [ours.allocated(), coturn.as_ref().map(Side::allocated).unwrap_or_default()];
             let mut seen = ours.step(at, operation);
             if let Some(reference) = &mut reference {
-                run.compare_with_itself(at, operation, &seen, reference);
+                run.compare_with_itself(at, operation, &mut seen, [&mut ours, reference]);
             }
             if let Some(other) = &mut coturn {
                 let mut theirs = other.step(at, operation);
-                let responds = |seen: &[Seen]| seen.iter().any(|seen| seen.at == client::name(operation.client()));
-                if responds(&seen) && !responds(&theirs) {
-                    theirs.extend(other.wait(operation.client()));
-                } else if patient && !responds(&seen) && responds(&theirs) {
-                    seen.extend(ours.wait(operation.client()));
-                }
+                other.catch_up(&mut theirs, &seen, operation);
+                ours.catch_up(&mut seen, &theirs, operation);
                 let is_repeated = matches!(operation, Operation::Again { .. });
                 let original = original(&sequence.operations[..at], operation);
                 let tokens = [ours.token_sent(), other.token_sent()];
@@ -105,8 +100,8 @@ impl Runner {
                     continue;
                 }
                 let at = sequence.operations.len() + at;
-                let seen = ours.step(at, &operation);
-                run.compare_with_itself(at, &operation, &seen, &mut reference);
+                let mut seen = ours.step(at, &operation);
+                run.compare_with_itself(at, &operation, &mut seen, [&mut ours, &mut reference]);
             }
             reference.finish();
         }
@@ -140,7 +135,10 @@ impl Run {
                     self.explained.push((explanation, case.kind()));
                 }
                 None => {
-                    let coturn_is_late = difference.field.is_empty() && difference.coturn == NOTHING;
+                    // Coturn may also deliver later what a peer has sent to it earlier.
+                    let is_of_earlier = difference.ours == NOTHING && !step.operation.is_data();
+                    let coturn_is_late =
+                        difference.field.is_empty() && (difference.coturn == NOTHING || is_of_earlier);
                     self.unexplained.get_or_insert(Unexplained { kind: case.kind(), coturn_is_late });
                 }
             }
@@ -150,10 +148,18 @@ impl Run {
     }
 
     /// Lets other clients of our server do the same without what a server has to ignore, and compares.
-    fn compare_with_itself(&mut self, at: usize, operation: &Operation, seen: &[Seen], reference: &mut Side<'_>) {
+    fn compare_with_itself(
+        &mut self,
+        at: usize,
+        operation: &Operation,
+        seen: &mut Vec<Seen>,
+        [ours, reference]: [&mut Side<'_>; 2],
+    ) {
         self.ignored += usize::from(has_ignored(operation));
         let without = without_ignored(operation);
-        let expected = reference.step(at, &without);
+        let mut expected = reference.step(at, &without);
+        reference.catch_up(&mut expected, seen, operation);
+        ours.catch_up(seen, &expected, operation);
         let differences = compare(seen, &expected);
         if let Some(difference) = differences.first() {
             write_step(&mut self.transcript, at, operation, &[("ours  ", seen)], &[]);

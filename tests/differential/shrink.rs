@@ -4,7 +4,7 @@ use crate::run::{Run, Runner};
 use crate::operations::{Credentials, Fingerprint, Operation, Sequence, Transport};
 
 /// The number of runs after which a sequence is short enough.
-const RUNS: usize = 300;
+const RUNS: usize = 60;
 
 /// Removes operations, attributes and oddities, as long as the same kind of difference remains.
 pub(crate) fn shrink(runner: &Runner, sequence: &Sequence, kind: &str) -> (Sequence, Run) {

@@ -2,7 +2,7 @@
 
 use turnserver::stun::Method;
 
-use super::{Case, Effect, Explanation, Right, Step};
+use super::{Case, Effect, Explanation, Right};
 use crate::observe::{ABSENT, NOTHING};
 use crate::operations::{Attribute, Operation, Target, Transport};
 
@@ -25,13 +25,13 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let has = |family| case.has(|attribute| *attribute == Attribute::AdditionalFamily(family));
-            let fields = ["XOR-RELAYED-ADDRESS"];
-            let is_dual = case.difference.kind == "Allocate success"
-                && fields.contains(&&*case.difference.field)
-                && case.difference.ours.contains("fd00");
-            case.is(Method::ALLOCATE)
-                && (has(2) && is_dual
-                    || [0, 1, 2, 9].into_iter().any(has) && matches!(case.results(), Some(("400", "success"))))
+            let is_dual = has(2)
+                && case.difference.kind == "Allocate success"
+                && case.field("XOR-RELAYED-ADDRESS", "[\"10.0.1.1\", \"fd00:1::1\"]", "[\"10.0.1.1\"]");
+            // With an attribute or a family that excludes it.
+            let is_bad = [0, 1, 2, 9].into_iter().any(has)
+                && matches!(case.authenticated_results(), Some(("400", "success" | "404" | "440")));
+            case.is(Method::ALLOCATE) && (is_dual || is_bad)
         },
     },
     Explanation {
@@ -55,7 +55,9 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             }
             let ours_is_gone = match case.results() {
                 // After the while, coturn forgets the nonce, too.
-                Some((ours, "437" | "438")) => case.is(Method::ALLOCATE) && ours == "success",
+                Some((ours, "437" | "438")) => {
+                    case.is(Method::ALLOCATE) && case.is_authenticated() && case.can_result_in(ours)
+                }
                 Some(("437" | "443", _)) => case.needs_allocation() && case.is_authenticated(),
                 _ => case.only_coturn_relays(),
             };
@@ -96,7 +98,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Ours,
         effect: Effect::Nothing,
         matches: |case| {
-            case.is(Method::ALLOCATE) && has_invalid_token(case.step) && case.results() == Some(("508", "404"))
+            case.is(Method::ALLOCATE) && case.step.has_invalid_token() && case.results() == Some(("508", "404"))
         },
     },
     Explanation {
@@ -120,7 +122,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             case.difference.field == "XOR-RELAYED-ADDRESS"
                 && !case.difference.ours.contains("0.0.0.0")
                 && case.difference.coturn.contains("0.0.0.0")
-                && case.earlier(case.client()).any(|(step, _)| has_invalid_token(step))
+                && case.earlier(case.client()).any(|(step, _)| step.has_invalid_token())
         },
     },
     Explanation {
@@ -169,11 +171,6 @@ fn has_deleted(case: &Case<'_>, client: usize) -> bool {
     let mut deleted = case.earlier(client).filter(|(_, message)| message.is(Method::REFRESH) && message.has(was_deleted));
     let is_gone = case.step.allocated[0][client] != [true; 2];
     is_gone && deleted.any(|(step, _)| step.ours_sent("Refresh success"))
-}
-
-/// Whether a request has a token that reserves nothing at our server.
-fn has_invalid_token(step: &Step<'_>) -> bool {
-    step.tokens[0].is_some_and(|token| token.reserves.is_none())
 }
 
 fn has_sent_to_port_zero(case: &Case<'_>, client: usize) -> bool {

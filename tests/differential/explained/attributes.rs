@@ -70,10 +70,21 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             case.has_allocation()
                 && match case.authenticated_results() {
                     Some(("403", "443") | ("443", "403")) => denied && other_family,
-                    Some(("400", "403") | ("403", "400")) => denied && !case.is(Method::REFRESH),
+                    Some(("400", "403")) => denied && !case.is(Method::REFRESH),
                     Some(("400", "443") | ("443", "400")) => other_family || case.is(Method::REFRESH),
                     _ => false,
                 }
+        },
+    },
+    Explanation {
+        name: "coturn rejects a channel to port 0 with 400, and ours with 403",
+        rule: "RFC 8656 §12.2: not specified",
+        right: Right::Both,
+        effect: Effect::Nothing,
+        matches: |case| {
+            case.is(Method::CHANNEL_BIND)
+                && case.has(|attribute| *attribute == Attribute::Peer(Target::ZeroPort))
+                && case.authenticated_results() == Some(("403", "400"))
         },
     },
     Explanation {
@@ -83,8 +94,14 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let is_ticket = |attribute: &Attribute| matches!(attribute, Attribute::Raw(0x8030, _));
-            let results = ["success", "400", "403", "437", "440", "441", "442", "443", "508"];
-            case.has(is_ticket) && matches!(case.authenticated_results(), Some((ours, "405")) if results.contains(&ours))
+            let Some((ours, coturn)) = case.authenticated_results().filter(|_| case.has(is_ticket)) else {
+                return false;
+            };
+            match coturn {
+                "400" | "405" if case.is(Method::ALLOCATE) => case.can_result_in(ours),
+                "405" => ["success", "400", "403", "437", "443"].contains(&ours),
+                _ => false,
+            }
         },
     },
     Explanation {
@@ -172,8 +189,10 @@ fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bo
             field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400")])
         }
         (Method::ALLOCATE, Attribute::Family(_) | Attribute::DraftAdditionalFamily(_)) => {
-            field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400"), ("success", "440"), ("440", "success")])
+            let pairs = [("success", "400"), ("success", "440"), ("440", "success"), ("420", "400")];
+            field("XOR-RELAYED-ADDRESS") || is_in(&pairs)
         }
+        (Method::ALLOCATE, Attribute::Token(_)) => is_in(&[("508", "400"), ("success", "400")]),
         (Method::REFRESH, Attribute::Family(_)) => is_in(&[("success", "443"), ("443", "success")]),
         (Method::CREATE_PERMISSION, Attribute::Peer(_)) => is_in(&[("400", "success"), ("success", "443")]),
         (Method::CHANNEL_BIND, Attribute::Peer(_) | Attribute::Channel(_) | Attribute::Raw(..)) => {
@@ -181,8 +200,11 @@ fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bo
             let possible = |(ours, coturn)| results.contains(&ours) && results.contains(&coturn);
             message.uses(attribute.kind()) && case.authenticated_results().is_some_and(possible)
         }
-        (Method::SEND, Attribute::Data(_)) => case.only_ours_relays(),
+        (Method::SEND, Attribute::Data(_) | Attribute::Raw(..)) => {
+            message.uses(attribute.kind()) && case.only_ours_relays()
+        }
         (Method::SEND, Attribute::Peer(_)) => case.only_ours_relays() || case.only_coturn_relays(),
+        (_, Attribute::Raw(..)) => message.uses(attribute.kind()) && is_in(&[("success", "400")]),
         _ => false,
     }
 }

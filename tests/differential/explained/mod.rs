@@ -72,6 +72,11 @@ impl Step<'_> {
         self.operation.message()
     }
 
+    /// Whether the request has a token that reserves nothing at our server.
+    fn has_invalid_token(&self) -> bool {
+        self.tokens[0].is_some_and(|token| token.reserves.is_none())
+    }
+
     /// Whether our server has sent this kind of response to the client.
     fn ours_sent(&self, kind: &str) -> bool {
         self.seen[0].iter().any(|seen| seen.kind == kind)
@@ -163,7 +168,11 @@ impl Case<'_> {
     }
 
     fn credentials(&self) -> Credentials {
-        self.message().map_or(Credentials::None, |message| message.credentials)
+        match self.message().map(|message| message.credentials) {
+            // There is no other client.
+            Some(Credentials::ForeignNonce) if self.clients.len() == 1 => Credentials::Right,
+            credentials => credentials.unwrap_or(Credentials::None),
+        }
     }
 
     /// Whether the request has valid credentials of a user, perhaps not of the one with the allocation.
@@ -213,6 +222,19 @@ impl Case<'_> {
             Attribute::Peer(_) => !ipv4,
             _ => false,
         })
+    }
+
+    /// Whether an Allocate request with valid credentials and without an allocation can have this result at our server.
+    fn can_result_in(&self, result: &str) -> bool {
+        let is_no_family = |family| ![1, 2].contains(&family);
+        match result {
+            "success" | "400" => true,
+            "420" => self.has_unknown() || self.has(|attribute| *attribute == Attribute::DontFragment),
+            "440" => self.has(|attribute| matches!(attribute, Attribute::Family(family) if is_no_family(*family))),
+            "442" => self.has(|attribute| matches!(attribute, Attribute::RequestedTransport(0 | 6 | 99 | 255))),
+            "508" => self.step.has_invalid_token(),
+            _ => false,
+        }
     }
 
     fn is_udp(&self) -> bool {
