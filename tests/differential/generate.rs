@@ -18,14 +18,26 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
     let mut operations = Vec::new();
     for client in 0..count {
         match generator.random.below(100) {
-            0..70 => {
+            0..75 => {
                 operations.push(generator.first_allocate(client));
-                if generator.random.percent(40) {
-                    operations.push(generator.first_peer(client));
+                if generator.random.percent(10) {
+                    operations.push(Operation::Again { client });
+                }
+                if generator.random.percent(60) {
+                    operations.extend(generator.first_peer(client));
                 }
             }
-            70..90 => operations.push(generator.message(client, Generator::allocate)),
-            _ => {}
+            75..85 => operations.push(generator.message(client, Generator::allocate)),
+            85..95 => {
+                operations.push(generator.special_allocate(client));
+                operations.push(generator.first_allocate(client));
+            }
+            _ => {
+                let mut message = Message::request(Method::REFRESH, vec![]);
+                message.credentials = generator.random.pick(&[Credentials::OtherUser, Credentials::None]);
+                operations.push(Operation::Message { client, message });
+                operations.push(Operation::Message { client, message: Message::request(Method::REFRESH, vec![]) });
+            }
         }
     }
     for _ in 0..3 + generator.random.below(9) {
@@ -68,21 +80,48 @@ impl Generator<'_> {
         Operation::Message { client, message: Message::request(Method::ALLOCATE, attributes) }
     }
 
-    /// A permission or a channel, so that data flows in many sequences.
-    fn first_peer(&mut self, client: usize) -> Operation {
+    /// An Allocate request that servers are known to treat differently, and that is rare otherwise.
+    fn special_allocate(&mut self, client: usize) -> Operation {
+        let mut attributes = vec![Attribute::RequestedTransport(17)];
+        attributes.extend(self.random.pick(&[
+            vec![Attribute::Family(2), Attribute::DontFragment],
+            vec![Attribute::Token(Token::Garbage)],
+            vec![Attribute::Token(Token::Of(client)), Attribute::Family(3)],
+            vec![Attribute::Token(Token::Of(client))],
+            vec![Attribute::AdditionalFamily(2)],
+            vec![Attribute::DraftAdditionalFamily(9)],
+            vec![],
+        ]));
+        let is_plain = attributes.len() == 1;
+        let mut message = Message::request(Method::ALLOCATE, attributes);
+        if is_plain {
+            message.credentials = Credentials::UnknownUser;
+        }
+        Operation::Message { client, message }
+    }
+
+    /// A permission or a channel, and data for it, so that data flows in many sequences.
+    fn first_peer(&mut self, client: usize) -> Vec<Operation> {
         let other = self.client();
-        let target = self.random.pick(&[
-            Target::Peer(Peer::A),
-            Target::Peer(Peer::A),
-            Target::Peer(Peer::B),
-            Target::Relay(other),
-        ]);
+        let peer = self.random.pick(&[Peer::A, Peer::A, Peer::B]);
+        let target = if self.random.percent(75) { Target::Peer(peer) } else { Target::Relay(other) };
+        let (payload, padding) = (self.payload(), self.random.pick(&[0, 0, 0, 4]));
+        let from_peer = Operation::FromPeer { peer, client, payload: payload.clone() };
+        let send = vec![Attribute::Peer(target), Attribute::Data(payload.clone())];
+        let mut send = Message::request(Method::SEND, send);
+        (send.class, send.credentials) = (Class::Indication, Credentials::None);
+        let mut data = vec![Operation::Message { client, message: send }, from_peer];
         let message = if self.random.percent(50) {
             Message::request(Method::CREATE_PERMISSION, vec![Attribute::Peer(target)])
         } else {
+            let padding = padding + payload.len().wrapping_neg() % 4;
+            let padding = if self.clients[client] == Transport::Tcp { payload.len().wrapping_neg() % 4 } else { padding };
+            data.push(Operation::ChannelData { client, number: 0x4001, payload, excess: 0, padding });
             Message::request(Method::CHANNEL_BIND, vec![Attribute::Channel(0x4001), Attribute::Peer(target)])
         };
-        Operation::Message { client, message }
+        let mut operations = vec![Operation::Message { client, message }];
+        operations.extend(data.into_iter().filter(|_| self.random.percent(40)));
+        operations
     }
 
     fn operation(&mut self) -> Operation {
@@ -90,18 +129,18 @@ impl Generator<'_> {
         match self.random.below(100) {
             0..10 => self.message(client, Self::allocate),
             10..20 => self.message(client, Self::refresh),
-            20..36 => self.message(client, Self::create_permission),
-            36..52 => self.message(client, Self::channel_bind),
-            52..62 => self.message(client, Self::send),
-            62..72 => self.channel_data(client),
-            72..86 => {
+            20..34 => self.message(client, Self::create_permission),
+            34..48 => self.message(client, Self::channel_bind),
+            48..58 => self.message(client, Self::send),
+            58..68 => self.channel_data(client),
+            68..82 => {
                 let (peer, payload) = (self.random.pick(&Peer::ALL), self.payload());
                 Operation::FromPeer { peer, client, payload }
             }
-            86..91 => self.message(client, Self::binding),
-            91..93 => Operation::Again { client },
-            93..96 => self.message(client, Self::other),
-            96..98 => self.special(client),
+            82..86 => self.message(client, Self::binding),
+            86..89 => Operation::Again { client },
+            89..92 => self.message(client, Self::other),
+            92..97 => self.special(client),
             _ if self.clients[client] == Transport::Tcp => self.message(client, Self::binding),
             _ => {
                 let mut bytes = self.bytes(40);
@@ -175,20 +214,33 @@ impl Generator<'_> {
 
     /// A message that servers are known to treat differently, and that is rare otherwise.
     fn special(&mut self, client: usize) -> Operation {
-        let mut message = match self.random.below(5) {
-            0 => self.binding(),
-            1 => Message::request(Method::REFRESH, vec![Attribute::Raw(0x8030, vec![])]),
-            2 => self.send(),
-            3 => self.create_permission(),
-            _ => self.send(),
-        };
-        match (message.method, message.class) {
-            (Method::BINDING, _) if self.clients[client] != Transport::Tcp => message.damage = Some(Damage::Cookie),
-            (Method::CREATE_PERMISSION, _) => message.credentials = Credentials::None,
-            (Method::SEND, _) if self.random.percent(50) => {
-                message.attributes = vec![Attribute::Peer(Target::ZeroPort), Attribute::Data(vec![0x80; 3])];
+        let (peer, data) = (Attribute::Peer(Target::Peer(Peer::A)), Attribute::Data(vec![0x80; 3]));
+        let (method, attributes) = self.random.pick(&[
+            (Method::BINDING, vec![]),
+            (Method::REFRESH, vec![Attribute::Raw(0x8030, vec![])]),
+            (Method::REFRESH, vec![Attribute::Raw(0x7abc, vec![]), data.clone()]),
+            (Method::CREATE_PERMISSION, vec![peer.clone()]),
+            (Method::CREATE_PERMISSION, vec![Attribute::Peer(Target::MappedDenied)]),
+            (Method::SEND, vec![Attribute::Peer(Target::ZeroPort), data.clone()]),
+            (Method::SEND, vec![Attribute::Peer(Target::ZeroPort), data.clone()]),
+            (Method::SEND, vec![peer.clone(), data.clone(), Attribute::Raw(0x0024, vec![0, 0, 1, 1])]),
+            (Method::SEND, vec![peer.clone(), data, Attribute::Lifetime(600)]),
+            (Method::ALLOCATE, vec![Attribute::RequestedTransport(6)]),
+            (Method::CHANNEL_BIND, vec![Attribute::Channel(0x4002), Attribute::Peer(Target::ZeroPort)]),
+            (Method::CREATE_PERMISSION, vec![peer, Attribute::Raw(0x0012, vec![0, 3, 2, 3, 4, 5, 6, 7])]),
+            (Method::new(0xfff).unwrap(), vec![]),
+        ]);
+        let is_permission = method == Method::CREATE_PERMISSION && self.random.percent(50);
+        let mut message = Message::request(method, attributes);
+        match method {
+            Method::ALLOCATE | Method::CHANNEL_BIND => {}
+            _ if method.number() == 0xfff => (message.class, message.credentials) = (Class::Indication, Credentials::None),
+            Method::SEND => (message.class, message.credentials) = (Class::Indication, Credentials::None),
+            Method::BINDING => {
+                message.credentials = Credentials::None;
+                message.damage = Some(Damage::Cookie).filter(|_| self.clients[client] != Transport::Tcp);
             }
-            (Method::SEND, _) => message.attributes.push(Attribute::Raw(0x0024, vec![0, 0, 1, 1])),
+            _ if is_permission => message.credentials = Credentials::None,
             _ => {}
         }
         Operation::Message { client, message }

@@ -73,6 +73,11 @@ impl Seen {
         names
     }
 
+    /// Whether a field contains a text.
+    pub(crate) fn has(&self, field: &str, text: &str) -> bool {
+        self.fields.get(field).is_some_and(|value| value.contains(text))
+    }
+
     /// Whether the message has an integrity attribute.
     fn is_signed(&self) -> bool {
         ["MESSAGE-INTEGRITY", "MESSAGE-INTEGRITY-SHA256"].iter().any(|name| self.fields.contains_key(*name))
@@ -206,6 +211,8 @@ pub(crate) struct Difference {
     pub(crate) ours_is_signed: bool,
 }
 
+/// The kind of what a client sees when the server closes the connection.
+pub(crate) const END: &str = "the end of the connection";
 pub(crate) const NOTHING: &str = "nothing";
 pub(crate) const ABSENT: &str = "absent";
 

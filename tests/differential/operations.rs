@@ -279,6 +279,14 @@ impl Credentials {
 }
 
 impl Attribute {
+    /// Returns the value of DATA.
+    pub(crate) fn data(&self) -> Option<&Vec<u8>> {
+        match self {
+            Self::Data(payload) => Some(payload),
+            _ => None,
+        }
+    }
+
     pub(crate) fn kind(&self) -> AttributeType {
         match self {
             Self::RequestedTransport(_) => AttributeType::REQUESTED_TRANSPORT,

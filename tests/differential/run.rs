@@ -10,8 +10,8 @@ use std::net::UdpSocket;
 use turnserver::stun::{Class, Method};
 
 use crate::explained::{Case, EXPLANATIONS, Effect, Explanation, Step, diverges_silently};
-use crate::observe::{Difference, NOTHING, Seen, compare};
-use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Sequence, Target};
+use crate::observe::{Difference, END, NOTHING, Seen, compare};
+use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Sequence, Target, hex};
 use crate::side::{Listening, Side};
 
 /// Runs sequences on one thread, with sockets of its own.
@@ -135,10 +135,8 @@ impl Run {
                     self.explained.push((explanation, case.kind()));
                 }
                 None => {
-                    // Coturn may also deliver later what a peer has sent to it earlier.
-                    let is_of_earlier = difference.ours == NOTHING && !step.operation.is_data();
-                    let coturn_is_late =
-                        difference.field.is_empty() && (difference.coturn == NOTHING || is_of_earlier);
+                    let of_earlier = coturn.iter().any(|seen| seen.at == difference.at && !may_follow(seen, step.operation));
+                    let coturn_is_late = difference.field.is_empty() && (difference.coturn == NOTHING || of_earlier);
                     self.unexplained.get_or_insert(Unexplained { kind: case.kind(), coturn_is_late });
                 }
             }
@@ -186,6 +184,18 @@ impl Run {
             *self.agreed.entry(name).or_default() += both;
         }
     }
+}
+
+/// Whether a server may send this because of the operation, and not only because of an earlier one.
+fn may_follow(seen: &Seen, operation: &Operation) -> bool {
+    let payload = match operation {
+        Operation::ChannelData { payload, .. } | Operation::FromPeer { payload, .. } => Some(payload),
+        Operation::Message { message, .. } => message.attributes.iter().find_map(Attribute::data),
+        Operation::Again { .. } | Operation::Bytes { .. } => None,
+    };
+    let carries = |payload: &Vec<u8>| ["payload", "DATA"].iter().any(|name| seen.has(name, &hex(payload)));
+    let is_response = |message: &Message| seen.kind.starts_with(&format!("{} ", message.method));
+    payload.is_some_and(carries) || operation.message().is_some_and(is_response) || seen.kind == END
 }
 
 /// Returns the operation, or the message that a client repeats.

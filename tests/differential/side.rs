@@ -9,7 +9,7 @@ use turnserver::stun::{Class, Method, TransactionId};
 
 use crate::client::{Client, Learned};
 use crate::encode::{Wire, encode};
-use crate::observe::{Names, Seen};
+use crate::observe::{END, Names, Seen};
 use crate::operations::{self, Attribute, Credentials, Operation, Peer, Target, Transport};
 use crate::support::client::message;
 
@@ -243,7 +243,7 @@ impl<'s> Side<'s> {
         }
         let mut seen: Vec<_> = received.iter().map(|frame| self.read(client, frame)).collect();
         if self.is_closed(client) {
-            seen.push(Seen::new(&self.clients[client].at, "the end of the connection"));
+            seen.push(Seen::new(&self.clients[client].at, END));
         }
         for frame in &received {
             let Some(Learned { claimed, reserved }) = self.clients[client].learn(frame) else { continue };

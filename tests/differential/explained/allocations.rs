@@ -3,7 +3,7 @@
 use turnserver::stun::Method;
 
 use super::{Case, Effect, Explanation, Right};
-use crate::observe::{ABSENT, NOTHING};
+use crate::observe::{ABSENT, Difference, END, NOTHING};
 use crate::operations::{Attribute, Operation, Target, Transport};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
@@ -25,9 +25,11 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let has = |family| case.has(|attribute| *attribute == Attribute::AdditionalFamily(family));
+            let Difference { field, ours, coturn, kind, .. } = case.difference;
+            let first = ours.split_once(", \"fd00").map(|(first, _)| format!("{first}]"));
             let is_dual = has(2)
-                && case.difference.kind == "Allocate success"
-                && case.field("XOR-RELAYED-ADDRESS", "[\"10.0.1.1\", \"fd00:1::1\"]", "[\"10.0.1.1\"]");
+                && (kind.as_str(), field.as_str()) == ("Allocate success", "XOR-RELAYED-ADDRESS")
+                && first.is_some_and(|first| *coturn == first);
             // With an attribute or a family that excludes it.
             let is_bad = [0, 1, 2, 9].into_iter().any(has)
                 && matches!(case.authenticated_results(), Some(("400", "success" | "404" | "440")));
@@ -62,7 +64,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 _ => case.only_coturn_relays(),
             };
             // It also ends the connection.
-            ours_is_gone || matches!(case.kinds_at_client(), Some((_, "the end of the connection")))
+            ours_is_gone || matches!(case.kinds_at_client(), Some((_, END)))
         },
     },
     Explanation {
@@ -76,7 +78,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             }
             match (case.results(), case.kinds_at_client()) {
                 (Some((ours, "437" | "438")), _) => ours != NOTHING && ours != "437",
-                (_, Some((_, "the end of the connection"))) => true,
+                (_, Some((_, END))) => true,
                 _ => case.only_ours_relays(),
             }
         },

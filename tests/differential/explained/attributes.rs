@@ -3,6 +3,7 @@
 use turnserver::stun::Method;
 
 use super::{Case, Effect, Explanation, Right, is_of_other_rfc, unknown};
+use crate::observe::NOTHING;
 use crate::operations::{Attribute, Message, Target};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
@@ -36,8 +37,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let is_other = |attribute: &Attribute| is_of_other_rfc(attribute.kind());
-            let results = ["success", "400", "403", "405", "437", "440", "441", "443", "404"];
-            case.has(is_other) && matches!(case.authenticated_results(), Some(("420", coturn)) if results.contains(&coturn))
+            let Some(("420", coturn)) = case.authenticated_results().filter(|_| case.has(is_other)) else { return false };
+            // The response to CHANGE-REQUEST comes from an address from which the client does not receive.
+            let is_elsewhere = case.is(Method::BINDING) && coturn == NOTHING;
+            is_elsewhere || ["success", "400", "403", "404", "405", "437", "440", "441", "443"].contains(&coturn)
         },
     },
     Explanation {
@@ -105,7 +108,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         },
     },
     Explanation {
-        name: "coturn accepts malformed attributes",
+        name: "coturn accepts malformed attributes, or rejects a malformed family with 440",
         rule: "RFC 8489 §14, RFC 8656 §7.2, §10.2",
         right: Right::Ours,
         effect: Effect::Ends,
@@ -113,7 +116,12 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             let Some(message) = case.message() else { return false };
             let is_malformed =
                 |attribute: &Attribute| matches!(attribute, Attribute::Raw(..)) && message.uses(attribute.kind());
-            message.has(is_malformed) && case.results() == Some(("400", "success"))
+            let is_family = |attribute: &Attribute| matches!(attribute, Attribute::Raw(0x0017, _));
+            match case.authenticated_results() {
+                Some(("400", "success")) => message.has(is_malformed),
+                Some(("400", "440")) => message.is(Method::ALLOCATE) && message.has(is_family),
+                _ => false,
+            }
         },
     },
     Explanation {
@@ -186,10 +194,10 @@ fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bo
         (Method::ALLOCATE, Attribute::RequestedTransport(_)) => is_in(&[("success", "400"), ("442", "success")]),
         (Method::ALLOCATE | Method::REFRESH, Attribute::Lifetime(_)) => field("LIFETIME"),
         (Method::ALLOCATE, Attribute::EvenPort(_)) => {
-            field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400")])
+            field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400"), ("508", "400")])
         }
         (Method::ALLOCATE, Attribute::Family(_) | Attribute::DraftAdditionalFamily(_)) => {
-            let pairs = [("success", "400"), ("success", "440"), ("440", "success"), ("420", "400")];
+            let pairs = [("success", "400"), ("success", "440"), ("440", "success"), ("420", "400"), ("508", "400")];
             field("XOR-RELAYED-ADDRESS") || is_in(&pairs)
         }
         (Method::ALLOCATE, Attribute::Token(_)) => is_in(&[("508", "400"), ("success", "400")]),

@@ -144,7 +144,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             let Some(message) = case.message().filter(|message| message.class == Class::Request) else { return false };
-            !is_served(message) && matches!(case.results(), Some((NOTHING, "400" | "401" | "403" | "420" | "441")))
+            !is_served(message) && matches!(case.results(), Some((NOTHING, "400" | "401" | "403" | "420" | "438" | "441")))
         },
     },
 ];

@@ -3,7 +3,7 @@
 use turnserver::stun::{AttributeType, Class, Method};
 
 use super::{Case, Effect, Explanation, Right, is_of_other_rfc, is_served};
-use crate::observe::NOTHING;
+use crate::observe::{END, NOTHING};
 use crate::operations::{Attribute, Operation, Transport};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
@@ -73,10 +73,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         matches: |case| {
             let payload = match case.step.operation {
                 Operation::ChannelData { payload, .. } | Operation::FromPeer { payload, .. } => Some(payload),
-                Operation::Message { message, .. } => message.attributes.iter().find_map(|attribute| match attribute {
-                    Attribute::Data(payload) => Some(payload),
-                    _ => None,
-                }),
+                Operation::Message { message, .. } => message.attributes.iter().find_map(Attribute::data),
                 _ => None,
             };
             let is_turn = payload.is_some_and(|payload| matches!(**payload, [0, 3 | 4, _, _, 0x21, 0x12, ..]));
@@ -88,6 +85,6 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
 /// Whether our server has ended the connection, and coturn has dropped or rejected a message.
 fn is_ended(case: &Case<'_>) -> bool {
     let is_rejected = |coturn: &str| ["400", "401", "403", "420"].iter().any(|code| coturn.ends_with(code));
-    let ended = case.kinds_at_client().filter(|(ours, _)| *ours == "the end of the connection");
+    let ended = case.kinds_at_client().filter(|(ours, _)| *ours == END);
     ended.is_some_and(|(_, coturn)| coturn == NOTHING || is_rejected(coturn))
 }
