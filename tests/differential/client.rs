@@ -74,9 +74,8 @@ impl Sent {
             Ok(Some(PasswordAlgorithm::SHA256)) => KeyAlgorithm::Sha256,
             _ => KeyAlgorithm::Md5,
         };
-        let derive = |(name, password): &(&str, &str)| {
-            LongTermKey::derive_by(algorithm, name, REALM, password.as_bytes())
-        };
+        let derive =
+            |(name, password): &(&str, &str)| LongTermKey::derive_by(algorithm, name, REALM, password.as_bytes());
         Self {
             key: user.map(derive),
             even: matches!(message.get::<EvenPort>(), Ok(Some(_))),

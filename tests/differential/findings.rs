@@ -110,7 +110,8 @@ impl Findings {
         if !self.unexplained.is_empty() {
             failures.push(format!("{} kinds of differences are not explained", self.unexplained.len()));
         }
-        let ours = |(_, run): &&(_, Run)| run.unexplained.as_ref().is_some_and(|unexplained| !unexplained.coturn_is_late);
+        let ours =
+            |(_, run): &&(_, Run)| run.unexplained.as_ref().is_some_and(|unexplained| !unexplained.coturn_is_late);
         let ours = self.vanished.iter().filter(ours).count();
         if ours > 0 {
             failures.push(format!("{ours} differences do not occur again, and it was not coturn that was late"));

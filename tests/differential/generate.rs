@@ -12,7 +12,15 @@ use crate::rng::SplitMix;
 pub(crate) fn sequence(seed: u64) -> Sequence {
     let mut random = SplitMix::new(seed);
     let count = random.pick(&[1, 1, 2, 2, 3]);
-    let transports = [Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp6, Transport::Tcp, Transport::Tcp];
+    let transports = [
+        Transport::Udp,
+        Transport::Udp,
+        Transport::Udp,
+        Transport::Udp,
+        Transport::Udp6,
+        Transport::Tcp,
+        Transport::Tcp,
+    ];
     let clients: Vec<_> = (0..count).map(|_| random.pick(&transports)).collect();
     let mut generator = Generator { random, clients: &clients, reserved: None };
     let mut operations = Vec::new();
@@ -115,7 +123,8 @@ impl Generator<'_> {
             Message::request(Method::CREATE_PERMISSION, vec![Attribute::Peer(target)])
         } else {
             let padding = padding + payload.len().wrapping_neg() % 4;
-            let padding = if self.clients[client] == Transport::Tcp { payload.len().wrapping_neg() % 4 } else { padding };
+            let padding =
+                if self.clients[client] == Transport::Tcp { payload.len().wrapping_neg() % 4 } else { padding };
             data.push(Operation::ChannelData { client, number: 0x4001, payload, excess: 0, padding });
             Message::request(Method::CHANNEL_BIND, vec![Attribute::Channel(0x4001), Attribute::Peer(target)])
         };
@@ -221,10 +230,12 @@ impl Generator<'_> {
             (Method::REFRESH, vec![Attribute::Raw(0x7abc, vec![]), data.clone()]),
             (Method::CREATE_PERMISSION, vec![peer.clone()]),
             (Method::CREATE_PERMISSION, vec![Attribute::Peer(Target::MappedDenied)]),
+            (Method::CHANNEL_BIND, vec![Attribute::Channel(0x4002), Attribute::Peer(Target::MappedDenied)]),
             (Method::SEND, vec![Attribute::Peer(Target::ZeroPort), data.clone()]),
             (Method::SEND, vec![Attribute::Peer(Target::ZeroPort), data.clone()]),
             (Method::SEND, vec![peer.clone(), data.clone(), Attribute::Raw(0x0024, vec![0, 0, 1, 1])]),
-            (Method::SEND, vec![peer.clone(), data, Attribute::Lifetime(600)]),
+            (Method::SEND, vec![peer.clone(), data.clone(), Attribute::Lifetime(600)]),
+            (Method::SEND, vec![peer.clone(), data, Attribute::Raw(0x7abc, vec![])]),
             (Method::ALLOCATE, vec![Attribute::RequestedTransport(6)]),
             (Method::CHANNEL_BIND, vec![Attribute::Channel(0x4002), Attribute::Peer(Target::ZeroPort)]),
             (Method::CREATE_PERMISSION, vec![peer, Attribute::Raw(0x0012, vec![0, 3, 2, 3, 4, 5, 6, 7])]),
@@ -234,7 +245,9 @@ impl Generator<'_> {
         let mut message = Message::request(method, attributes);
         match method {
             Method::ALLOCATE | Method::CHANNEL_BIND => {}
-            _ if method.number() == 0xfff => (message.class, message.credentials) = (Class::Indication, Credentials::None),
+            _ if method.number() == 0xfff => {
+                (message.class, message.credentials) = (Class::Indication, Credentials::None)
+            }
             Method::SEND => (message.class, message.credentials) = (Class::Indication, Credentials::None),
             Method::BINDING => {
                 message.credentials = Credentials::None;

@@ -169,7 +169,9 @@ fn value(kind: AttributeType, value: &[u8], message: &Message<'_>, names: &Names
         }
         AttributeType::LIFETIME => match message.get::<Lifetime>() {
             // A second may have passed since the request that a retransmission repeats.
-            Ok(Some(Lifetime(seconds))) if names.is_repeated && seconds % 60 >= 58 => seconds.next_multiple_of(60).to_string(),
+            Ok(Some(Lifetime(seconds))) if names.is_repeated && seconds % 60 >= 58 => {
+                seconds.next_multiple_of(60).to_string()
+            }
             Ok(Some(Lifetime(seconds))) => seconds.to_string(),
             _ => hex(value),
         },

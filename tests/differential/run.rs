@@ -135,7 +135,8 @@ impl Run {
                     self.explained.push((explanation, case.kind()));
                 }
                 None => {
-                    let of_earlier = coturn.iter().any(|seen| seen.at == difference.at && !may_follow(seen, step.operation));
+                    let of_earlier =
+                        coturn.iter().any(|seen| seen.at == difference.at && !may_follow(seen, step.operation));
                     let coturn_is_late = difference.field.is_empty() && (difference.coturn == NOTHING || of_earlier);
                     self.unexplained.get_or_insert(Unexplained { kind: case.kind(), coturn_is_late });
                 }
@@ -165,7 +166,8 @@ impl Run {
             write_step(&mut self.transcript, at, &without, &expected, &differences);
             let place = difference.at.split(' ').next().unwrap_or_default();
             let Difference { field, ours, coturn: without, kind, .. } = difference;
-            let kind = format!("what is to be ignored matters: {place}: {kind} {field}: {ours} / without it: {without}");
+            let kind =
+                format!("what is to be ignored matters: {place}: {kind} {field}: {ours} / without it: {without}");
             self.unexplained.get_or_insert(Unexplained { kind, coturn_is_late: false });
         }
     }

@@ -1,7 +1,7 @@
 //! Makes a sequence shorter that shows a difference.
 
-use crate::run::{Run, Runner};
 use crate::operations::{Credentials, Fingerprint, Operation, Sequence, Transport};
+use crate::run::{Run, Runner};
 
 /// The number of runs after which a sequence is short enough.
 const RUNS: usize = 60;

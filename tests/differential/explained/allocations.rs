@@ -3,7 +3,7 @@
 use turnserver::stun::Method;
 
 use super::{Case, Effect, Explanation, Right};
-use crate::observe::{ABSENT, Difference, END, NOTHING};
+use crate::observe::{ABSENT, Difference, END};
 use crate::operations::{Attribute, Operation, Target, Transport};
 
 pub(super) const EXPLANATIONS: &[Explanation] = &[
@@ -64,7 +64,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 _ => case.only_coturn_relays(),
             };
             // It also ends the connection.
-            ours_is_gone || matches!(case.kinds_at_client(), Some((_, END)))
+            ours_is_gone || !case.is_udp() && matches!(case.kinds_at_client(), Some((_, END)))
         },
     },
     Explanation {
@@ -77,8 +77,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 return false;
             }
             match (case.results(), case.kinds_at_client()) {
-                (Some((ours, "437" | "438")), _) => ours != NOTHING && ours != "437",
-                (_, Some((_, END))) => true,
+                (Some(("success" | "400" | "403" | "443", "437" | "438")), _) => {
+                    case.needs_allocation() && case.has_allocation()
+                }
+                (_, Some((_, END))) => !case.is_udp(),
                 _ => case.only_ours_relays(),
             }
         },
@@ -170,7 +172,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
 /// Whether a client has deleted its allocation, or one address of it, at our server.
 fn has_deleted(case: &Case<'_>, client: usize) -> bool {
     let was_deleted = |attribute: &Attribute| *attribute == Attribute::Lifetime(0);
-    let mut deleted = case.earlier(client).filter(|(_, message)| message.is(Method::REFRESH) && message.has(was_deleted));
+    let mut deleted =
+        case.earlier(client).filter(|(_, message)| message.is(Method::REFRESH) && message.has(was_deleted));
     let is_gone = case.step.allocated[0][client] != [true; 2];
     is_gone && deleted.any(|(step, _)| step.ours_sent("Refresh success"))
 }

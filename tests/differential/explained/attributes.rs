@@ -37,7 +37,9 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let is_other = |attribute: &Attribute| is_of_other_rfc(attribute.kind());
-            let Some(("420", coturn)) = case.authenticated_results().filter(|_| case.has(is_other)) else { return false };
+            let Some(("420", coturn)) = case.authenticated_results().filter(|_| case.has(is_other)) else {
+                return false;
+            };
             // The response to CHANGE-REQUEST comes from an address from which the client does not receive.
             let is_elsewhere = case.is(Method::BINDING) && coturn == NOTHING;
             is_elsewhere || ["success", "400", "403", "404", "405", "437", "440", "441", "443"].contains(&coturn)
@@ -160,9 +162,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         rule: "RFC 8489 §14",
         right: Right::Ours,
         effect: Effect::Ends,
-        matches: |case| {
-            case.message().is_some_and(Message::has_duplicates) && follows_from_ignored(case)
-        },
+        matches: |case| case.message().is_some_and(Message::has_duplicates) && follows_from_ignored(case),
     },
 ];
 
@@ -184,9 +184,8 @@ fn follows_from_ignored(case: &Case<'_>) -> bool {
 
 fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bool {
     let is_in = |pairs: &[(&str, &str)]| case.authenticated_results().is_some_and(|results| pairs.contains(&results));
-    let field = |name: &str| {
-        case.difference.field == name && case.difference.kind == format!("{} success", message.method)
-    };
+    let field =
+        |name: &str| case.difference.field == name && case.difference.kind == format!("{} success", message.method);
     if let Some((ours, "420")) = case.authenticated_results() {
         return !message.uses(attribute.kind()) && ["success", "400", "403", "437", "443"].contains(&ours);
     }

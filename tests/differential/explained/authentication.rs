@@ -93,7 +93,11 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let results = case.results() == Some(("437", "441"));
-            case.needs_allocation() && results && case.is_authenticated() && !case.has_allocation() && has_named_another(case)
+            case.needs_allocation()
+                && results
+                && case.is_authenticated()
+                && !case.has_allocation()
+                && has_named_another(case)
         },
     },
     Explanation {
@@ -144,7 +148,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             let Some(message) = case.message().filter(|message| message.class == Class::Request) else { return false };
-            !is_served(message) && matches!(case.results(), Some((NOTHING, "400" | "401" | "403" | "420" | "438" | "441")))
+            !is_served(message)
+                && matches!(case.results(), Some((NOTHING, "400" | "401" | "403" | "420" | "438" | "441")))
         },
     },
 ];

@@ -59,9 +59,9 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         right: Right::Both,
         effect: Effect::Nothing,
         matches: |case| {
-            let is_send = case.message().is_some_and(|message| {
-                (message.class, message.method) == (Class::Indication, Method::SEND)
-            });
+            let is_send = case
+                .message()
+                .is_some_and(|message| (message.class, message.method) == (Class::Indication, Method::SEND));
             is_send && case.has(|attribute| is_of_other_rfc(attribute.kind())) && case.only_coturn_relays()
         },
     },

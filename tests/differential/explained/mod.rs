@@ -132,7 +132,8 @@ impl Case<'_> {
         let message = self.message().filter(|message| message.class == Class::Request)?;
         let (ours, coturn) = self.kinds_at_client()?;
         let method = format!("{} ", message.method);
-        let result = |kind: &'_ str| if kind == NOTHING { Some(0) } else { kind.starts_with(&method).then_some(method.len()) };
+        let result =
+            |kind: &'_ str| if kind == NOTHING { Some(0) } else { kind.starts_with(&method).then_some(method.len()) };
         Some((&ours[result(ours)?..], &coturn[result(coturn)?..]))
     }
 
