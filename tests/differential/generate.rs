@@ -31,6 +31,14 @@ pub(crate) fn sequence(seed: u64) -> Sequence {
                 if generator.random.percent(10) {
                     operations.push(Operation::Again { client });
                 }
+                let is_ipv6 = [Attribute::Family(2), Attribute::DraftAdditionalFamily(2)].iter().any(|family| {
+                    operations.last().and_then(Operation::message).is_some_and(|last| last.has(|one| one == family))
+                });
+                if is_ipv6 && generator.random.percent(15) {
+                    let attributes = vec![Attribute::Peer(Target::MappedDenied)];
+                    let message = Message::request(Method::CREATE_PERMISSION, attributes);
+                    operations.push(Operation::Message { client, message });
+                }
                 if generator.random.percent(60) {
                     operations.extend(generator.first_peer(client));
                 }
@@ -113,12 +121,19 @@ impl Generator<'_> {
         let other = self.client();
         let peer = self.random.pick(&[Peer::A, Peer::A, Peer::B]);
         let target = if self.random.percent(75) { Target::Peer(peer) } else { Target::Relay(other) };
-        let (payload, padding) = (self.payload(), self.random.pick(&[0, 0, 0, 4]));
+        let (payload, padding) = (self.payload(), self.random.pick(&[0, 0, 4]));
         let from_peer = Operation::FromPeer { peer, client, payload: payload.clone() };
         let send = vec![Attribute::Peer(target), Attribute::Data(payload.clone())];
         let mut send = Message::request(Method::SEND, send);
         (send.class, send.credentials) = (Class::Indication, Credentials::None);
-        let mut data = vec![Operation::Message { client, message: send }, from_peer];
+        let mut data = vec![Operation::Message { client, message: send.clone() }, from_peer];
+        if self.random.percent(15) {
+            // PRIORITY, or port 0.
+            let odd = [Attribute::Raw(0x0024, vec![0, 0, 1, 1]), Attribute::Peer(Target::ZeroPort)];
+            send.attributes.insert(0, self.random.pick(&odd));
+            send.attributes.dedup_by_key(|attribute| attribute.kind());
+            data.push(Operation::Message { client, message: send });
+        }
         let message = if self.random.percent(50) {
             Message::request(Method::CREATE_PERMISSION, vec![Attribute::Peer(target)])
         } else {

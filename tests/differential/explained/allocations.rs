@@ -58,7 +58,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             let ours_is_gone = match case.results() {
                 // After the while, coturn forgets the nonce, too.
                 Some((ours, "437" | "438")) => {
-                    case.is(Method::ALLOCATE) && case.is_authenticated() && case.can_result_in(ours)
+                    let expected = case.rejection().map_or_else(|| case.can_result_in(ours), |code| ours == code);
+                    case.is(Method::ALLOCATE) && expected
                 }
                 Some(("437" | "443", _)) => case.needs_allocation() && case.is_authenticated(),
                 _ => case.only_coturn_relays(),
@@ -77,7 +78,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 return false;
             }
             match (case.results(), case.kinds_at_client()) {
-                (Some(("success" | "400" | "403" | "443", "437" | "438")), _) => {
+                (Some(("success" | "400" | "403" | "443", "437" | "438" | "443")), _) => {
                     case.needs_allocation() && case.has_allocation()
                 }
                 (_, Some((_, END))) => !case.is_udp(),

@@ -26,8 +26,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Ends,
         matches: |case| {
             let Some((ours, "420")) = case.authenticated_results() else { return false };
-            let results = ["success", "400", "403", "437", "440", "441", "442", "443", "508"];
-            has_of_other_method(case) && !case.has_unknown() && results.contains(&ours)
+            has_of_other_method(case) && !case.has_unknown() && case.can_have(ours)
         },
     },
     Explanation {
@@ -52,7 +51,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
         effect: Effect::Nothing,
         matches: |case| {
             case.has_unknown()
-                && matches!(case.authenticated_results(), Some(("420", "400" | "403" | "437" | "441" | "443")))
+                && matches!(
+                    case.authenticated_results(),
+                    Some(("420", "400" | "403" | "404" | "437" | "440" | "441" | "443"))
+                )
         },
     },
     Explanation {
@@ -103,8 +105,8 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 return false;
             };
             match coturn {
-                "400" | "405" if case.is(Method::ALLOCATE) => case.can_result_in(ours),
-                "405" => ["success", "400", "403", "437", "443"].contains(&ours),
+                "400" if case.is(Method::ALLOCATE) => case.can_have(ours),
+                "405" => case.can_have(ours),
                 _ => false,
             }
         },
@@ -183,37 +185,38 @@ fn follows_from_ignored(case: &Case<'_>) -> bool {
 }
 
 fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bool {
-    let is_in = |pairs: &[(&str, &str)]| case.authenticated_results().is_some_and(|results| pairs.contains(&results));
-    let field =
-        |name: &str| case.difference.field == name && case.difference.kind == format!("{} success", message.method);
-    if let Some((ours, "420")) = case.authenticated_results() {
-        return !message.uses(attribute.kind()) && ["success", "400", "403", "437", "443"].contains(&ours);
-    }
-    match (message.method, attribute) {
-        (Method::ALLOCATE, Attribute::RequestedTransport(_)) => is_in(&[("success", "400"), ("442", "success")]),
-        (Method::ALLOCATE | Method::REFRESH, Attribute::Lifetime(_)) => field("LIFETIME"),
-        (Method::ALLOCATE, Attribute::EvenPort(_)) => {
-            field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS") || is_in(&[("success", "400"), ("508", "400")])
+    let (method, uses) = (message.method, message.uses(attribute.kind()));
+    let field = |name: &str| case.difference.field == name && case.difference.kind == format!("{method} success");
+    let Some((ours, coturn)) = case.authenticated_results() else {
+        return match (method, attribute) {
+            (Method::ALLOCATE | Method::REFRESH, Attribute::Lifetime(_)) => field("LIFETIME"),
+            (Method::ALLOCATE, Attribute::EvenPort(_)) => field("RESERVATION-TOKEN") || field("XOR-RELAYED-ADDRESS"),
+            (Method::ALLOCATE, Attribute::Family(_) | Attribute::DraftAdditionalFamily(_)) => {
+                field("XOR-RELAYED-ADDRESS")
+            }
+            (Method::SEND, Attribute::Data(_)) => case.only_ours_relays(),
+            (Method::SEND, Attribute::Raw(..)) => uses && case.only_ours_relays(),
+            (Method::SEND, Attribute::Peer(_)) => case.only_ours_relays() || case.only_coturn_relays(),
+            _ => false,
+        };
+    };
+    let results = ["success", "400", "403", "443"];
+    // What our server sends for the message was compared with what it sends without the attribute.
+    case.can_have(ours)
+        && match (method, attribute) {
+            _ if coturn == "420" => !uses,
+            _ if !uses => false,
+            (Method::ALLOCATE, _) => ["success", "400", "404", "440"].contains(&coturn),
+            (Method::REFRESH, Attribute::Family(_)) => {
+                [("success", "443"), ("443", "success")].contains(&(ours, coturn))
+            }
+            (Method::CREATE_PERMISSION, Attribute::Peer(_)) => {
+                [("400", "success"), ("400", "443"), ("success", "443")].contains(&(ours, coturn))
+            }
+            (Method::CHANNEL_BIND, _) => results.contains(&coturn),
+            (_, Attribute::Raw(..)) => [ours, coturn] == ["success", "400"],
+            _ => false,
         }
-        (Method::ALLOCATE, Attribute::Family(_) | Attribute::DraftAdditionalFamily(_)) => {
-            let pairs = [("success", "400"), ("success", "440"), ("440", "success"), ("420", "400"), ("508", "400")];
-            field("XOR-RELAYED-ADDRESS") || is_in(&pairs)
-        }
-        (Method::ALLOCATE, Attribute::Token(_)) => is_in(&[("508", "400"), ("success", "400")]),
-        (Method::REFRESH, Attribute::Family(_)) => is_in(&[("success", "443"), ("443", "success")]),
-        (Method::CREATE_PERMISSION, Attribute::Peer(_)) => is_in(&[("400", "success"), ("success", "443")]),
-        (Method::CHANNEL_BIND, Attribute::Peer(_) | Attribute::Channel(_) | Attribute::Raw(..)) => {
-            let results = ["success", "400", "403", "443"];
-            let possible = |(ours, coturn)| results.contains(&ours) && results.contains(&coturn);
-            message.uses(attribute.kind()) && case.authenticated_results().is_some_and(possible)
-        }
-        (Method::SEND, Attribute::Data(_) | Attribute::Raw(..)) => {
-            message.uses(attribute.kind()) && case.only_ours_relays()
-        }
-        (Method::SEND, Attribute::Peer(_)) => case.only_ours_relays() || case.only_coturn_relays(),
-        (_, Attribute::Raw(..)) => message.uses(attribute.kind()) && is_in(&[("success", "400")]),
-        _ => false,
-    }
 }
 
 /// Returns the list that UNKNOWN-ATTRIBUTES has to have.

@@ -238,6 +238,21 @@ impl Case<'_> {
         }
     }
 
+    /// Whether a request with valid credentials can have this result at our server. The handlers are not modelled, so
+    /// a success and a 400 are always possible.
+    fn can_have(&self, result: &str) -> bool {
+        match (self.is(Method::ALLOCATE), self.has_allocation()) {
+            (true, true) | (false, false) if !self.is(Method::BINDING) => result == "437",
+            (true, _) => self.can_result_in(result),
+            _ => match result {
+                "success" | "400" => true,
+                "403" => self.has_denied_peer(),
+                "443" => self.has_peer_of_other_family() || self.is(Method::REFRESH),
+                _ => false,
+            },
+        }
+    }
+
     fn is_udp(&self) -> bool {
         self.transport() != Transport::Tcp
     }
