@@ -9,25 +9,28 @@ use crate::operations::Sequence;
 use crate::run::Run;
 
 /// How often both servers have to send the same in 2000 sequences, at least.
-const MINIMA: [(&str, usize); 14] = [
-    ("Binding success to a client", 300),
+const MINIMA: [(&str, usize); 17] = [
+    ("Binding success to a client", 150),
     ("Allocate success to a client", 2_000),
-    (RESERVED_PORT, 30),
-    (TWO_ADDRESSES, 50),
-    ("Refresh success to a client", 300),
-    ("CreatePermission success to a client", 500),
-    ("ChannelBind success to a client", 500),
-    ("datagram to a peer", 300),
-    ("Data indication to a client", 100),
-    ("ChannelData to a client", 100),
-    ("Allocate 437 to a client", 50),
-    ("Allocate 401 to a client", 20),
-    ("CreatePermission 403 to a client", 30),
-    ("Refresh 438 to a client", 5),
+    (RESERVED_PORT, 25),
+    (TWO_ADDRESSES, 100),
+    ("Refresh success to a client", 200),
+    ("CreatePermission success to a client", 600),
+    ("ChannelBind success to a client", 600),
+    ("datagram to a peer", 400),
+    ("Data indication to a client", 200),
+    ("ChannelData to a client", 150),
+    ("Allocate 437 to a client", 300),
+    ("Allocate 401 to a client", 25),
+    ("Allocate 440 to a client", 5),
+    ("ChannelBind 400 to a client", 80),
+    ("CreatePermission 403 to a client", 25),
+    ("CreatePermission 443 to a client", 80),
+    ("CreatePermission 438 to a client", 5),
 ];
 
 /// How often our server has to get something that it has to ignore in 2000 sequences, at least.
-const IGNORED: usize = 500;
+const IGNORED: usize = 1_000;
 
 #[derive(Default)]
 pub(crate) struct Findings {

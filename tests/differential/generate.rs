@@ -106,6 +106,7 @@ impl Generator<'_> {
             vec![Attribute::Token(Token::Of(client))],
             vec![Attribute::AdditionalFamily(2)],
             vec![Attribute::DraftAdditionalFamily(9)],
+            vec![Attribute::Family(9), Attribute::Raw(0x7abc, vec![])],
             vec![],
         ]));
         let is_plain = attributes.len() == 1;
@@ -122,8 +123,8 @@ impl Generator<'_> {
         let peer = self.random.pick(&[Peer::A, Peer::A, Peer::B]);
         let target = if self.random.percent(75) { Target::Peer(peer) } else { Target::Relay(other) };
         let (payload, padding) = (self.payload(), self.random.pick(&[0, 0, 4]));
-        let from_peer = Operation::FromPeer { peer, client, payload: payload.clone() };
-        let send = vec![Attribute::Peer(target), Attribute::Data(payload.clone())];
+        let from_peer = Operation::FromPeer { peer, client, payload: self.payload() };
+        let send = vec![Attribute::Peer(target), Attribute::Data(self.payload())];
         let mut send = Message::request(Method::SEND, send);
         (send.class, send.credentials) = (Class::Indication, Credentials::None);
         let mut data = vec![Operation::Message { client, message: send.clone() }, from_peer];
@@ -132,6 +133,8 @@ impl Generator<'_> {
             let odd = [Attribute::Raw(0x0024, vec![0, 0, 1, 1]), Attribute::Peer(Target::ZeroPort)];
             send.attributes.insert(0, self.random.pick(&odd));
             send.attributes.dedup_by_key(|attribute| attribute.kind());
+            send.attributes.pop();
+            send.attributes.push(Attribute::Data(self.payload()));
             data.push(Operation::Message { client, message: send });
         }
         let message = if self.random.percent(50) {
@@ -252,6 +255,7 @@ impl Generator<'_> {
             (Method::SEND, vec![peer.clone(), data.clone(), Attribute::Lifetime(600)]),
             (Method::SEND, vec![peer.clone(), data, Attribute::Raw(0x7abc, vec![])]),
             (Method::ALLOCATE, vec![Attribute::RequestedTransport(6)]),
+            (Method::CHANNEL_BIND, vec![Attribute::Raw(0x7abc, vec![])]),
             (Method::CHANNEL_BIND, vec![Attribute::Channel(0x4002), Attribute::Peer(Target::ZeroPort)]),
             (Method::CREATE_PERMISSION, vec![peer, Attribute::Raw(0x0012, vec![0, 3, 2, 3, 4, 5, 6, 7])]),
             (Method::new(0xfff).unwrap(), vec![]),

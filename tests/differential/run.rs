@@ -9,7 +9,8 @@ use std::net::UdpSocket;
 
 use turnserver::stun::{Class, Method};
 
-use crate::explained::{Case, EXPLANATIONS, Effect, Explanation, Step, diverges_silently};
+use crate::client;
+use crate::explained::{Case, EXPLANATIONS, Effect, Explanation, Step, diverges_silently, is_served};
 use crate::observe::{Difference, END, NOTHING, Seen, compare};
 use crate::operations::{Attribute, Credentials, Message, Operation, Peer, Sequence, Target, hex};
 use crate::side::{Listening, Side};
@@ -79,6 +80,9 @@ impl Runner {
             }
             if let Some(other) = &mut coturn {
                 let mut theirs = other.step(at, operation);
+                // Ours drops a request of a method that it does not have. Nothing shows when coturn's response will come.
+                let earlier = &sequence.operations[..at];
+                theirs.retain(|seen| !earlier.iter().any(|earlier| is_late_rejection(seen, earlier)));
                 other.catch_up(&mut theirs, &seen, operation);
                 ours.catch_up(&mut seen, &theirs, operation);
                 let is_repeated = matches!(operation, Operation::Again { .. });
@@ -186,6 +190,15 @@ impl Run {
             *self.agreed.entry(name).or_default() += both;
         }
     }
+}
+
+/// Whether this is the late response to a request of a method that our server does not have.
+fn is_late_rejection(seen: &Seen, earlier: &Operation) -> bool {
+    let Some(message) = earlier.message().filter(|message| message.class == Class::Request) else { return false };
+    let is_response = seen.at == client::name(earlier.client())
+        && seen.kind.starts_with(&format!("{} ", message.method))
+        && seen.has("transaction", "");
+    is_response && !is_served(message)
 }
 
 /// Whether a server may send this because of the operation, and not only because of an earlier one.

@@ -81,6 +81,7 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
                 (Some(("success" | "400" | "403" | "443", "437" | "438" | "443")), _) => {
                     case.needs_allocation() && case.has_allocation()
                 }
+                (Some(("437", "438" | "success")), _) => case.is(Method::ALLOCATE) && case.has_allocation(),
                 (_, Some((_, END))) => !case.is_udp(),
                 _ => case.only_ours_relays(),
             }

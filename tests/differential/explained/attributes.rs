@@ -123,6 +123,10 @@ pub(super) const EXPLANATIONS: &[Explanation] = &[
             let is_family = |attribute: &Attribute| matches!(attribute, Attribute::Raw(0x0017, _));
             match case.authenticated_results() {
                 Some(("400", "success")) => message.has(is_malformed),
+                // Coturn takes a malformed peer for an IPv4 one.
+                Some(("400", "443")) => {
+                    message.has(|one| matches!(one, Attribute::Raw(0x0012, _))) && message.has(is_malformed)
+                }
                 Some(("400", "440")) => message.is(Method::ALLOCATE) && message.has(is_family),
                 _ => false,
             }

@@ -300,7 +300,7 @@ fn is_of_other_rfc(kind: AttributeType) -> bool {
 }
 
 /// Whether this is a request of a method that our server has.
-fn is_served(message: &Message) -> bool {
+pub(crate) fn is_served(message: &Message) -> bool {
     let methods = [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
     message.class == Class::Request && methods.contains(&message.method)
 }
