@@ -141,7 +141,7 @@ impl Run {
                 None => {
                     let of_earlier =
                         coturn.iter().any(|seen| seen.at == difference.at && !may_follow(seen, step.operation));
-                    let coturn_is_late = difference.field.is_empty() && (difference.coturn == NOTHING || of_earlier);
+                    let coturn_is_late = of_earlier || (difference.field.is_empty() && difference.coturn == NOTHING);
                     self.unexplained.get_or_insert(Unexplained { kind: case.kind(), coturn_is_late });
                 }
             }

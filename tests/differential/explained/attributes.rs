@@ -211,8 +211,8 @@ fn follows_from(case: &Case<'_>, message: &Message, attribute: &Attribute) -> bo
             _ if coturn == "420" => !uses,
             _ if !uses => false,
             (Method::ALLOCATE, _) => ["success", "400", "404", "440"].contains(&coturn),
-            (Method::REFRESH, Attribute::Family(_)) => {
-                [("success", "443"), ("443", "success")].contains(&(ours, coturn))
+            (Method::REFRESH, Attribute::Family(_) | Attribute::Raw(0x0017, _)) => {
+                [("success", "400"), ("success", "443"), ("443", "success")].contains(&(ours, coturn))
             }
             (Method::CREATE_PERMISSION, Attribute::Peer(_)) => {
                 [("400", "success"), ("400", "443"), ("success", "443")].contains(&(ours, coturn))
