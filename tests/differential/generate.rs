@@ -109,6 +109,9 @@ impl Generator<'_> {
             vec![Attribute::Family(9), Attribute::Raw(0x7abc, vec![])],
             vec![],
         ]));
+        if self.random.percent(10) {
+            attributes = vec![Attribute::RequestedTransport(6), Attribute::Lifetime(600)];
+        }
         let is_plain = attributes.len() == 1;
         let mut message = Message::request(Method::ALLOCATE, attributes);
         if is_plain {
@@ -122,7 +125,7 @@ impl Generator<'_> {
         let other = self.client();
         let peer = self.random.pick(&[Peer::A, Peer::A, Peer::B]);
         let target = if self.random.percent(75) { Target::Peer(peer) } else { Target::Relay(other) };
-        let (payload, padding) = (self.payload(), self.random.pick(&[0, 0, 4]));
+        let (payload, padding) = (self.payload(), self.random.pick(&[0, 8]));
         let from_peer = Operation::FromPeer { peer, client, payload: self.payload() };
         let send = vec![Attribute::Peer(target), Attribute::Data(self.payload())];
         let mut send = Message::request(Method::SEND, send);
@@ -265,7 +268,7 @@ impl Generator<'_> {
         match method {
             Method::ALLOCATE | Method::CHANNEL_BIND => {}
             _ if method.number() == 0xfff => {
-                (message.class, message.credentials) = (Class::Indication, Credentials::None)
+                (message.class, message.credentials) = (Class::Indication, Credentials::None);
             }
             Method::SEND => (message.class, message.credentials) = (Class::Indication, Credentials::None),
             Method::BINDING => {

@@ -131,7 +131,7 @@ fn relayed(address: SocketAddr, sent: &Sent, names: &Names<'_>) -> String {
         Some(reserved) if reserved == address => format!("{ip}, the reserved port"),
         Some(_) => format!("{ip}, not the reserved address"),
         None if !sent.even => ip.to_string(),
-        None => format!("{ip}, {} port", if address.port() % 2 == 0 { "even" } else { "odd" }),
+        None => format!("{ip}, {} port", if address.port().is_multiple_of(2) { "even" } else { "odd" }),
     }
 }
 
