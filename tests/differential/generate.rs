@@ -125,7 +125,7 @@ impl Generator<'_> {
         let other = self.client();
         let peer = self.random.pick(&[Peer::A, Peer::A, Peer::B]);
         let target = if self.random.percent(75) { Target::Peer(peer) } else { Target::Relay(other) };
-        let (payload, padding) = (self.payload(), self.random.pick(&[0, 8]));
+        let (payload, padding) = (self.payload(), self.random.pick(&[0, 1]));
         let from_peer = Operation::FromPeer { peer, client, payload: self.payload() };
         let send = vec![Attribute::Peer(target), Attribute::Data(self.payload())];
         let mut send = Message::request(Method::SEND, send);
