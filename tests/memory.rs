@@ -15,12 +15,14 @@ mod memory {
     use std::fs::{self, File};
     use std::io::{BufRead as _, BufReader, Read as _, Write as _};
     use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+    use std::os::unix::net::UnixStream;
     use std::process::{Command, Stdio};
     use std::sync::{Mutex, MutexGuard, PoisonError};
     use std::thread;
     use std::time::Duration;
 
     use nix::sys::signal::Signal;
+    use nix::sys::socket::{setsockopt, sockopt};
     use serde_json::{Value, json};
     use socket2::{Domain, Socket, Type};
     use turnserver::clock::{Clock, unix_seconds};
@@ -34,7 +36,7 @@ mod memory {
     use crate::support::{Controlled, LogLine, Process, REALM, Server, TIMEOUT, TempDir, config, tls, with_tls};
 
     /// What the memory of a process changes by itself, in bytes: buffers that grow once, and pages that are partly used.
-    const NOISE: usize = 1024 * 1024;
+    const NOISE: usize = 384 * 1024;
 
     /// The limits that would end a test early.
     const NO_LIMITS: &str = "allocations-per-user = 0\nconnections-per-source = 0\nunverified-responses = 0\n";
@@ -49,8 +51,19 @@ mod memory {
 
     /// Returns the configuration of one worker, with these limits.
     fn one_worker(limits: &str, more: &str) -> String {
+        workers(1, limits, more)
+    }
+
+    fn workers(count: usize, limits: &str, more: &str) -> String {
         let more = format!("[limits]\n{NO_LIMITS}{limits}{PATIENT}{more}");
-        format!("workers = 1\n{}", config(&["127.0.0.1"], &more))
+        format!("workers = {count}\n{}", config(&["127.0.0.1"], &more))
+    }
+
+    /// Adds relay ports to a configuration: more than the clients of a test need, since other programs use some.
+    fn with_many_ports(config: &str) -> String {
+        let (before, after) = config.split_once("ports = \"").unwrap();
+        let (_, after) = after.split_once('"').unwrap();
+        format!("{before}ports = \"20000-31999\"{after}")
     }
 
     /// Measures a process.
@@ -81,6 +94,7 @@ mod memory {
     fn judge(topic: &str, count: usize, [bound, beyond, after]: [usize; 3]) {
         let most = documented(topic);
         let each = bound / count;
+        assert!(count * most >= 10 * NOISE, "{topic}: with {count}, what is measured may be noise");
         println!("{topic}: {count} took {bound} bytes, {each} each; beyond the bound {beyond}, afterwards {after}");
         assert!(bound <= count * most + NOISE, "{topic}: {each} bytes each, and {most} are documented");
         assert!(2 * (bound + NOISE) > count * most, "{topic}: {each} bytes each, and {most} are documented");
@@ -88,12 +102,87 @@ mod memory {
         assert!(after <= bound + NOISE, "{topic}: {bound} bytes at the bound, {after} after all have gone");
     }
 
+    /// Returns a number of bytes in MB.
+    fn mb(bytes: usize) -> usize {
+        (bytes + 500_000) / 1_000_000
+    }
+
+    /// The same, with one decimal.
+    fn exact_mb(bytes: usize) -> String {
+        let tenths = (bytes + 50_000) / 100_000;
+        format!("{}.{}", tenths / 10, tenths % 10)
+    }
+
+    #[test]
+    fn the_sum_follows_from_the_table() {
+        const WORKERS: usize = 2;
+        const ALLOCATIONS: usize = 16_384;
+        const CONNECTIONS: usize = 10_000;
+        let worker = [
+            documented("The buffers of a worker for datagrams and reads"),
+            2_048 * documented("A user in the cache of keys"),
+            documented("Responses and data that wait for clients on connections"),
+            documented("Datagrams of a worker that wait for peers"),
+            documented("Datagrams of a worker that wait for clients"),
+        ];
+        let tables = [
+            documented("The table of sources"),
+            documented("The tables of users and of connections"),
+            documented("The ports and reservations of a relay address"),
+        ];
+        let allocations = ALLOCATIONS * documented("An allocation with all its permissions and channels");
+        let fewer_channels = ALLOCATIONS * documented("An allocation with 32 permissions and 32 channels");
+        let connection = documented("A TLS connection with an allocation");
+        let without_allocation = documented("A TLS connection without an allocation");
+        let handshakes = WORKERS * 512 * (documented("An unfinished TLS handshake") - without_allocation);
+        let others = [
+            4_096 * documented("A log line that waits"),
+            128 * documented("An HTTP connection"),
+            100 * documented("A result of the test page"),
+            2 * documented("What the control socket adds"),
+        ];
+        let of_workers = WORKERS * worker.iter().sum::<usize>();
+        let of_tables: usize = tables.iter().sum();
+        let of_others: usize = others.iter().sum();
+        let all = of_workers + of_tables + allocations + CONNECTIONS * connection + of_others;
+        // Without a credential, there are no allocations, no other users, and neither test page nor control socket.
+        let unauthenticated =
+            of_workers + of_tables + CONNECTIONS * without_allocation + handshakes + others[0] + others[1];
+        let parts = |parts: &[usize]| parts.iter().copied().map(exact_mb).collect::<Vec<_>>().join(" + ");
+        let document = include_str!("../docs/threat-model.md");
+        for text in [
+            format!("| {} MB: 2 × ({}) |", mb(of_workers), parts(&worker)),
+            format!("| {} MB: {} |", mb(of_tables), parts(&tables)),
+            format!("| {} MB; with the XDP program,", mb(allocations)),
+            format!(
+                "| {} MB; without an allocation {} MB, and {} MB more for 2 × 512 of them in a handshake |",
+                mb(CONNECTIONS * connection),
+                mb(CONNECTIONS * without_allocation),
+                mb(handshakes)
+            ),
+            format!("| {} MB: {}. For a moment,", mb(of_others), parts(&others)),
+            format!(
+                "| {} GB, of which clients without a credential can cause {} GB |",
+                exact_mb(all / 1_000),
+                exact_mb(unauthenticated / 1_000)
+            ),
+            format!("of 32 bring the {} MB\nto {} MB,", mb(allocations), mb(fewer_channels)),
+            format!(
+                "`limits.connections` of 2000 brings the {} MB to {} MB.",
+                mb(CONNECTIONS * connection),
+                mb(2_000 * connection)
+            ),
+        ] {
+            assert!(document.contains(&text), "docs/threat-model.md does not have: {text}");
+        }
+    }
+
     /// Waits until something is so.
     fn until(what: &str, mut is_so: impl FnMut() -> bool) {
         let clock = Clock::start();
         while !is_so() {
             assert!(clock.elapsed() < TIMEOUT, "{what}: not within {TIMEOUT:?}");
-            thread::sleep(Duration::from_millis(5));
+            thread::yield_now();
         }
     }
 
@@ -106,6 +195,17 @@ mod memory {
             local.ends_with(&format!(":{port:04X}")).then(|| (state.to_owned(), unread))
         };
         fs::read_to_string("/proc/net/tcp").unwrap().lines().skip(1).filter_map(of_port).collect()
+    }
+
+    /// Returns the number of bytes that wait at a UDP port.
+    fn unread(port: u16) -> usize {
+        let of_port = |line: &str| {
+            let mut words = line.split_whitespace();
+            let (local, queues) = (words.nth(1)?, words.nth(2)?);
+            let unread = usize::from_str_radix(queues.split_once(':')?.1, 16).ok()?;
+            local.ends_with(&format!(":{port:04X}")).then_some(unread)
+        };
+        fs::read_to_string("/proc/net/udp").unwrap().lines().skip(1).filter_map(of_port).sum()
     }
 
     /// Waits until the server has accepted all connections and read all that their clients have sent.
@@ -148,30 +248,38 @@ mod memory {
 
     #[test]
     fn allocations_with_all_their_permissions_and_channels_take_what_is_documented() {
-        const COUNT: usize = 64;
-        const CHANNELS: std::ops::Range<u16> = 0x4000..0x4100;
+        fill_allocations("An allocation with all its permissions and channels", 160, 256);
+        fill_allocations("An allocation with 32 permissions and 32 channels", 800, 32);
+    }
+
+    /// Fills this many allocations with channels, as many as the configuration allows.
+    fn fill_allocations(topic: &str, count: usize, channels: u16) {
         let _alone = alone();
-        let server = Server::start(&one_worker(&format!("allocations = {COUNT}\n"), ""));
+        let limits = format!(
+            "allocations = {count}\nchannels-per-allocation = {channels}\npermissions-per-allocation = {channels}\n"
+        );
+        let server = Server::start(&with_many_ports(&one_worker(&limits, "")));
+        let channels = 0x4000..0x4000 + channels;
         let allocate = |number| {
             let client = Client::new(server.udp_address());
             client.allocate(&login(number)).map(|(session, _)| (client, session))
         };
-        let (first, session) = allocate(COUNT).unwrap();
-        assert_eq!(bind(&first, &session, CHANNELS), [0; 0]);
+        let (first, session) = allocate(count).unwrap();
+        assert_eq!(bind(&first, &session, channels.clone()), [0; 0]);
         first.delete(&session);
         let memory = Memory::of(server.id());
-        let clients: Vec<(Client, Session)> = (0..COUNT).map(|number| allocate(number).unwrap()).collect();
+        let clients: Vec<(Client, Session)> = (0..count).map(|number| allocate(number).unwrap()).collect();
         for (client, session) in &clients {
-            assert_eq!(bind(client, session, CHANNELS), [0; 0]);
+            assert_eq!(bind(client, session, channels.clone()), [0; 0]);
         }
         let bound = memory.grown();
         for (number, (client, session)) in clients.iter().enumerate() {
-            assert_eq!(bind(client, session, CHANNELS.end..CHANNELS.end + 32), [508; 32]);
-            assert_eq!(allocate(2 * COUNT + number).map(drop).unwrap_err(), 508);
+            assert_eq!(bind(client, session, channels.end..channels.end + 32), [508; 32]);
+            assert_eq!(allocate(2 * count + number).map(drop).unwrap_err(), 508);
         }
         let beyond = memory.grown();
         clients.iter().for_each(|(client, session)| client.delete(session));
-        judge("An allocation with all its permissions and channels", COUNT, [bound, beyond, memory.grown()]);
+        judge(topic, count, [bound, beyond, memory.grown()]);
     }
 
     /// The server and the authority of its certificate.
@@ -198,6 +306,15 @@ mod memory {
             }
         }
 
+        /// Connects over TCP, from an address that depends on this number.
+        fn connect_from(&self, number: usize) -> Client {
+            let [.., high, low] = number.to_be_bytes();
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            socket.bind(&SocketAddr::from(([127, 1, high, low], 0)).into()).unwrap();
+            socket.connect(&self.address(false).into()).unwrap();
+            Client::on_tcp(TcpStream::from(socket))
+        }
+
         fn address(&self, is_tls: bool) -> SocketAddr {
             if is_tls { self.server.tls_address() } else { self.server.tcp_address() }
         }
@@ -212,13 +329,12 @@ mod memory {
     fn connections_without_an_allocation_take_what_is_documented() {
         const COUNT: usize = 400;
         let _alone = alone();
-        for (is_tls, topic) in
-            [(false, "A TCP connection without an allocation"), (true, "A TLS connection without an allocation")]
-        {
+        let (tcp, tls) = ("A TCP connection without an allocation", "A TLS connection without an allocation");
+        for (is_tls, topic, are_apart) in [(false, tcp, false), (false, tcp, true), (true, tls, false)] {
             let world = encrypted(&format!("connections = {COUNT}\n"));
             let fill = || -> Vec<Client> {
-                let connect = |_| {
-                    let client = world.connect(is_tls);
+                let connect = |number: usize| {
+                    let client = if are_apart { world.connect_from(number) } else { world.connect(is_tls) };
                     client.binding();
                     client.send(&longest_request_without_its_end());
                     client
@@ -337,11 +453,7 @@ mod memory {
         let _alone = alone();
         // A long realm makes a response long.
         let realm = "r".repeat(127);
-        let config = one_worker("", "").replacen(REALM, &realm, 1);
-        // More ports than the clients need, since other programs use some.
-        let (before, after) = config.split_once("ports = \"").unwrap();
-        let (_, after) = after.split_once('"').unwrap();
-        let server = Server::start(&format!("{before}ports = \"20000-31999\"{after}"));
+        let server = Server::start(&with_many_ports(&one_worker("", "").replacen(REALM, &realm, 1)));
         let connect = |number: usize| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             // The kernel keeps little of what the client does not read.
@@ -374,19 +486,22 @@ mod memory {
 
     #[test]
     fn users_in_the_cache_of_keys_take_what_is_documented() {
-        const COUNT: usize = 2_048;
+        const WORKERS: usize = 3;
+        const COUNT: usize = WORKERS * 2_048;
         let _alone = alone();
-        let server = Server::start(&one_worker("", ""));
-        let client = Client::new(server.udp_address());
-        let authenticate = |number| {
+        let server = Server::start(&workers(WORKERS, "", ""));
+        // The kernel assigns each to a worker.
+        let clients: Vec<Client> = (0..WORKERS * 32).map(|_| Client::new(server.udp_address())).collect();
+        let authenticate = |number: usize| {
+            let client = &clients[number % clients.len()];
             let session = client.challenge(&login(number));
             // RFC 8656 §7.3: there is no allocation.
             assert_eq!(client.request(&session, Method::REFRESH, &|_| {}).error(), Some(437));
         };
-        authenticate(0);
+        (0..clients.len()).for_each(authenticate);
         let memory = Memory::of(server.id());
         // A hash selects the place of a user, so it takes more of them to fill nearly all places.
-        (1..3 * COUNT).for_each(authenticate);
+        (clients.len()..3 * COUNT).for_each(authenticate);
         let bound = memory.grown();
         (3 * COUNT..5 * COUNT).for_each(authenticate);
         let beyond = memory.grown();
@@ -395,17 +510,19 @@ mod memory {
 
     #[test]
     fn the_table_of_sources_takes_what_is_documented() {
-        const COUNT: u32 = 14_000;
+        /// Twice as many as there are rows.
+        const COUNT: u32 = 2 * 65_536;
         let _alone = alone();
         let server = Server::start(&format!("workers = 1\n{}", config(&["127.0.0.1"], "")));
         let request = message(Class::Request, Method::BINDING, TransactionId::new([7; 12]), &|_| {});
         let send = |number: u32| {
             let source = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + number);
             let socket = UdpSocket::bind((source, 0)).unwrap();
-            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-            socket.connect(server.udp_address()).unwrap();
-            // Above the budget of the worker there is no response.
-            let _ = socket.send(&request).and_then(|_| socket.recv(&mut [0; 64]));
+            assert_eq!(socket.send_to(&request, server.udp_address()).unwrap(), request.len());
+            if number.is_multiple_of(64) {
+                let own = server.udp_address().port();
+                until("all requests are read", || unread(own) == 0);
+            }
         };
         send(0);
         let memory = Memory::of(server.id());
@@ -490,16 +607,30 @@ mod memory {
     fn http_connections_take_what_is_documented() {
         const COUNT: usize = 64;
         let _alone = alone();
-        let server = Server::start(&one_worker("", HTTP));
+        for (is_tls, topic) in [(false, "An HTTP connection"), (true, "An HTTP connection with TLS")] {
+            fill_http(topic, COUNT, is_tls);
+        }
+    }
+
+    /// Opens many HTTP connections whose requests lack their ends.
+    fn fill_http(topic: &str, count: usize, is_tls: bool) {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let http = format!("{HTTP}tls = {is_tls}\n");
+        let server = Server::start(&with_tls(&one_worker("", &http), &["127.0.0.1"], &files));
         let address = http_address(&server);
-        assert_eq!(Http::tcp(address).get("/metrics").status, 200);
+        let connect = || match is_tls {
+            true => Http::over(tls::handshake(address, &authority, &tls::ANY).unwrap()),
+            false => Http::tcp(address),
+        };
+        assert_eq!(connect().get("/metrics").status, 200);
         let memory = Memory::of(server.id());
         let bodies = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nContent-Length: 65000\r\n\r\n{}", "x".repeat(64_900));
         let heads = format!("GET /metrics HTTP/1.1\r\nHost: t\r\nX: {}", "x".repeat(15_900));
         let push = |half: &str, count: usize| {
             let mut open: Vec<Http> = Vec::new();
             while open.len() < count {
-                open.extend((0..32).map(|_| Http::tcp(address).begin(half.as_bytes())));
+                open.extend((0..32).map(|_| connect().begin(half.as_bytes())));
                 // The server has accepted these, so that its backlog does not overflow.
                 until_read(address);
             }
@@ -509,9 +640,72 @@ mod memory {
             grown
         };
         // The memory of a connection that is evicted is free only when the new one is there already.
-        let bound = push(&bodies, 2 * COUNT).max(push(&heads, 2 * COUNT));
-        let beyond = push(&bodies, 4 * COUNT).max(push(&heads, 4 * COUNT));
-        judge("An HTTP connection", COUNT, [bound, beyond, memory.grown()]);
+        let bound = push(&bodies, 2 * count).max(push(&heads, 2 * count));
+        let beyond = push(&bodies, 4 * count).max(push(&heads, 4 * count));
+        judge(topic, count, [bound, beyond, memory.grown()]);
+    }
+
+    #[test]
+    fn responses_over_http_that_are_not_read_take_what_is_documented() {
+        const COUNT: usize = 64;
+        let _alone = alone();
+        let server = Server::start(&one_worker("", HTTP));
+        let address = http_address(&server);
+        assert_eq!(Http::tcp(address).get("/metrics").status, 200);
+        let memory = Memory::of(server.id());
+        let connect = |_| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+            // The kernel keeps little of what the client does not read.
+            socket.set_recv_buffer_size(4_096).unwrap();
+            setsockopt(&socket, sockopt::TcpMaxSeg, &536).unwrap();
+            socket.connect(&address.into()).unwrap();
+            Http::over(TcpStream::from(socket)).begin(b"GET /metrics HTTP/1.1\r\nHost: t\r\n\r\n")
+        };
+        let push = |count: usize| {
+            let mut open: Vec<Http> = Vec::new();
+            while open.len() < count {
+                open.extend((0..32).map(connect));
+                until_read(address);
+            }
+            let grown = memory.grown();
+            drop(open);
+            until_closed(address);
+            grown
+        };
+        let (bound, beyond) = (push(2 * COUNT), push(4 * COUNT));
+        judge("A response over HTTP that is not read", COUNT, [bound, beyond, memory.grown()]);
+    }
+
+    #[test]
+    fn lists_of_sessions_that_are_not_read_take_what_is_documented() {
+        const SESSIONS: usize = 1_000;
+        const COUNT: usize = 8;
+        let _alone = alone();
+        let limits = "[limits]\nallocations-per-user = 0\nallocations-per-second-per-user = 0\nunverified-responses = 0\n";
+        let controlled = Controlled::start_with(&with_many_ports(&config(&["127.0.0.1"], limits)));
+        // Each byte of the names takes six in JSON.
+        let allocate = |number: usize| {
+            let client = Client::new(controlled.server.udp_address());
+            client.allocate(&Login::mint(&format!("{number}{}", "\u{1}".repeat(735)), 600)).unwrap();
+            client
+        };
+        let _clients: Vec<Client> = (0..SESSIONS).map(allocate).collect();
+        let list = || {
+            let request = format!("GET /v1/sessions?limit={SESSIONS} HTTP/1.1\r\nHost: t\r\n\r\n");
+            let mut connection = UnixStream::connect(&controlled.socket).unwrap();
+            connection.write_all(request.as_bytes()).unwrap();
+            // The response has begun.
+            assert_eq!(connection.read(&mut [0; 12]).unwrap(), 12);
+            connection
+        };
+        drop(list());
+        let memory = Memory::of(controlled.server.id());
+        let open: Vec<UnixStream> = (0..COUNT).map(|_| list()).collect();
+        let bound = memory.grown();
+        drop(open);
+        let more: Vec<UnixStream> = (0..COUNT).map(|_| list()).collect();
+        judge("A list of 1000 sessions that is not read", COUNT, [bound, memory.grown(), bound]);
+        drop(more);
     }
 
     #[test]

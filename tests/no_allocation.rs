@@ -363,7 +363,7 @@ fn an_allocation_with_all_its_permissions_and_channels_needs_what_is_documented(
         }
     }
     while world.server.next_action().is_some() {}
-    assert_documented("The heap of such an allocation", (LIVE.get() - before) / (CLIENTS / 10));
+    assert_documented("The heap of an allocation with all of them", (LIVE.get() - before) / (CLIENTS / 10));
 }
 
 #[test]

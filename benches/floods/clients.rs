@@ -16,7 +16,7 @@ use crate::output::print;
 const BATCH: usize = 64;
 
 /// The address of the peer that does not read, in the network of the attacker.
-const DEAF: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
+const UNREAD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
 
 /// Packets that each client of the circle sends at the beginning.
 const CIRCULATING: usize = 256;
@@ -33,7 +33,7 @@ pub(crate) fn one_source(attack: &AttackArguments, commands: &Commands) -> Outco
 
 /// Sends ChannelData as fast as possible to a peer that does not read.
 pub(crate) fn line_rate(attack: &AttackArguments, commands: &Commands) -> Outcome<u64> {
-    let peer = UdpSocket::bind((DEAF, 0))?;
+    let peer = UdpSocket::bind((UNREAD, 0))?;
     let socket = udp(attack.own, attack.server)?;
     let mut link = Link::Udp(socket.try_clone()?);
     let session = allocate(&mut link)?;

@@ -29,7 +29,7 @@ const MAX_LATENESS: u64 = 20 * clock::MILLISECOND;
 const JUNK: usize = 100;
 
 /// The source of requests with wrong credentials, in the network of the attacker.
-const LIAR: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
+const GUESSER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
 
 /// What the packets of a flood are.
 enum Kind {
@@ -52,7 +52,7 @@ pub(crate) fn run(attack: &AttackArguments, commands: &Commands) -> Outcome<u64>
         }
         // The header of 96 bytes in channel 0x4000.
         Attack::ChannelData => (Kind::Noise(&[0x40, 0, 0, 96]), None, true),
-        Attack::WrongCredentials => (Kind::Stun(wrong_request(attack)?), Some(LIAR), true),
+        Attack::WrongCredentials => (Kind::Stun(wrong_request(attack)?), Some(GUESSER), true),
         Attack::Icmp => (Kind::Icmp, None, true),
         _ => (Kind::Noise(&[]), None, true),
     };
@@ -96,7 +96,7 @@ fn raw_socket(server: SocketAddr) -> Outcome<UdpSocket> {
 
 /// Returns an Allocate request with a valid nonce and a wrong password.
 fn wrong_request(attack: &AttackArguments) -> Outcome<Vec<u8>> {
-    let mut link = Link::Udp(udp(IpAddr::V4(LIAR), attack.server)?);
+    let mut link = Link::Udp(udp(IpAddr::V4(GUESSER), attack.server)?);
     let challenge = exchange(&mut link, &allocation(), None)?;
     let credentials = Credentials { username: USER.to_owned(), password: Secret::new("a wrong password")? };
     let session = Session::from_challenge(&Message::parse(&challenge)?, credentials, Algorithms::Rfc5389)?;

@@ -14,7 +14,7 @@
 )]
 
 mod call;
-mod crowd;
+mod clients;
 #[path = "../../tests/http/client.rs"]
 mod http;
 mod link;
@@ -33,7 +33,7 @@ use std::time::Duration;
 use clap::Parser;
 use turnserver::clock::{Clock, unix_seconds};
 
-use crowd::{Crowd, Kind};
+use clients::{Clients, Kind};
 use operator::Operator;
 use sample::{Sample, Verdict};
 use support::certificates::Authority;
@@ -78,15 +78,15 @@ fn main() -> ExitCode {
     let controlled = Arc::new(Controlled::start_with(&config));
     let tally = Arc::new(Tally::default());
 
-    let mut crowd = Crowd::new(&controlled.server, &authority, &tally);
-    // What a first client of each kind makes the server keep for ever is not growth.
-    crowd.visit_once();
+    let mut clients = Clients::new(&controlled.server, &authority, &tally);
+    // What the first clients make the server keep for ever is not growth.
+    clients.run_each();
     let before = Sample::take(&controlled, Duration::ZERO).settled(&controlled);
-    crowd.add(Kind::Call, calls);
-    crowd.add(Kind::Victim, calls.div_ceil(5));
-    crowd.add(Kind::Lazy, calls.div_ceil(5));
-    crowd.add(Kind::Broken, calls.div_ceil(4));
-    crowd.add(Kind::Hostile, calls.div_ceil(4));
+    clients.add(Kind::Call, calls);
+    clients.add(Kind::Victim, calls.div_ceil(5));
+    clients.add(Kind::Lazy, calls.div_ceil(5));
+    clients.add(Kind::Broken, calls.div_ceil(4));
+    clients.add(Kind::Hostile, calls.div_ceil(4));
     let operator = Operator::start(Arc::clone(&controlled), certificate, Arc::clone(&authority), Arc::clone(&tally));
 
     println!("{}", Sample::HEAD);
@@ -99,7 +99,7 @@ fn main() -> ExitCode {
         samples.push(sample);
     }
     operator.stop();
-    crowd.stop();
+    clients.stop();
     // Lazy clients leave allocations behind, which would last ten minutes.
     controlled.json(&["kick", "--client", "127.0.0.0/8"]);
     let after = Sample::take(&controlled, clock.elapsed()).settled(&controlled);

@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::crowd::VICTIM;
-use crate::support::Controlled;
+use turnserver::clock::Clock;
+
+use crate::clients::VICTIM;
+use crate::support::{Controlled, TIMEOUT};
 use crate::support::certificates::Authority;
 use crate::tally::Tally;
 
@@ -30,6 +32,7 @@ impl Operator {
         let is_over = Arc::new(AtomicBool::new(false));
         let ends = Arc::clone(&is_over);
         let thread = thread::spawn(move || {
+            let mut serial = None;
             for step in 0_u64.. {
                 if ends.load(Ordering::Relaxed) {
                     return;
@@ -37,7 +40,8 @@ impl Operator {
                 thread::sleep(PAUSE);
                 match step % 5 {
                     0 => {
-                        controlled.json(&["kick", "--user", VICTIM]);
+                        let kicked = controlled.json(&["kick", "--user", VICTIM]);
+                        tally.kicked.add(kicked["ended"].as_u64().expect("a number of sessions"));
                         tally.kicks.add(1);
                     }
                     1 => {
@@ -51,18 +55,25 @@ impl Operator {
                         // As ACME clients do: the key and the certificate one after the other.
                         let issued = authority.issue(&["localhost"]);
                         let fresh = authority.write(&issued, &directory(&certificate));
-                        debug_assert_eq!(fresh, certificate);
+                        assert_eq!(fresh, certificate);
+                        serial = Some(issued.serial);
                         tally.certificates.add(1);
                     }
                     3 => {
+                        tally.drain_phase.add(1);
                         controlled.json(&["drain"]);
                         thread::sleep(PAUSE / 4);
                         controlled.json(&["resume"]);
+                        tally.drain_phase.add(1);
                         tally.drains.add(1);
                     }
                     _ => {
                         controlled.json(&["sessions", "--top", "bytes", "--limit", "5"]);
-                        controlled.json(&["certificates"]);
+                        if let Some(serial) = &serial
+                            && !uses_certificate(&controlled, serial)
+                        {
+                            tally.problem(format!("the server does not use the certificate {serial}"));
+                        }
                     }
                 }
             }
@@ -75,6 +86,20 @@ impl Operator {
         self.is_over.store(true, Ordering::Relaxed);
         self.thread.join().expect("all commands of the operator succeed");
     }
+}
+
+/// Waits until the server uses the certificate with this serial number. Returns whether it does.
+fn uses_certificate(controlled: &Controlled, serial: &str) -> bool {
+    let clock = Clock::start();
+    while clock.elapsed() < TIMEOUT {
+        let present = controlled.json(&["certificates"]);
+        let present = present["certificates"][0]["serial"].as_str().expect("a serial number").replace(':', "");
+        if present.eq_ignore_ascii_case(serial) {
+            return true;
+        }
+        thread::sleep(PAUSE / 10);
+    }
+    false
 }
 
 fn directory([certificate, _]: &[PathBuf; 2]) -> PathBuf {

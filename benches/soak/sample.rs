@@ -31,6 +31,8 @@ pub(crate) struct Sample {
     permissions: u64,
     channels: u64,
     used_ports: u64,
+    /// Reserved ports, and those that rest after use.
+    other_ports: u64,
     connections: u64,
     relayed: u64,
     dropped: u64,
@@ -38,7 +40,7 @@ pub(crate) struct Sample {
 }
 
 impl Sample {
-    pub(crate) const HEAD: &str = "  time  RSS KiB  files  allocations  permissions  channels  ports  connections    relayed    dropped  rejected";
+    pub(crate) const HEAD: &str = "  time  RSS KiB  files  allocations  permissions  channels  ports  others  connections    relayed    dropped  rejected";
 
     pub(crate) fn take(controlled: &Controlled, at: Duration) -> Self {
         let process = controlled.server.id();
@@ -51,8 +53,11 @@ impl Sample {
                 let rest = line.strip_prefix(name)?;
                 rest.starts_with(['{', ' ']).then(|| line.rsplit(' ').next()?.parse::<u64>().ok()).flatten()
             };
-            page.lines().filter_map(of).sum()
+            let values: Vec<u64> = page.lines().filter_map(of).collect();
+            assert!(!values.is_empty(), "{name} is not in:\n{page}");
+            values.iter().sum()
         };
+        let ports = |state| sum(&format!("turnserver_relay_ports{{state={state:?}}}"));
         Self {
             at,
             resident: resident.trim().trim_end_matches(" kB").parse().expect("a number"),
@@ -60,7 +65,8 @@ impl Sample {
             allocations: sum("turnserver_allocations"),
             permissions: sum("turnserver_permissions"),
             channels: sum("turnserver_channels"),
-            used_ports: sum("turnserver_relay_ports{state=\"used\"}"),
+            used_ports: ports("used"),
+            other_ports: ports("reserved") + ports("quarantined"),
             connections: sum("turnserver_connections"),
             relayed: sum("turnserver_relayed_packets_total"),
             dropped: sum("turnserver_dropped_packets_total"),
@@ -71,7 +77,7 @@ impl Sample {
     /// Waits until the server holds nothing of its clients. If that does not come, the last sample shows it.
     pub(crate) fn settled(mut self, controlled: &Controlled) -> Self {
         let clock = Clock::start();
-        while !(self.is_empty()) && clock.elapsed() < TIMEOUT {
+        while !self.is_empty() && clock.elapsed() < TIMEOUT {
             thread::sleep(Duration::from_millis(200));
             self = Self::take(controlled, self.at);
         }
@@ -79,17 +85,18 @@ impl Sample {
     }
 
     fn is_empty(&self) -> bool {
-        [self.allocations, self.permissions, self.channels, self.used_ports, self.connections] == [0; 5]
+        let ports = self.used_ports + self.other_ports;
+        [self.allocations, self.permissions, self.channels, ports, self.connections] == [0; 5]
     }
 }
 
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { resident, descriptors, allocations, permissions, channels, used_ports, connections, .. } = self;
-        let Self { relayed, dropped, rejected, .. } = self;
+        let Self { other_ports, relayed, dropped, rejected, .. } = self;
         let (minutes, seconds) = (self.at.as_secs() / 60, self.at.as_secs() % 60);
         write!(f, "{minutes:>3}:{seconds:02}  {resident:>7}  {descriptors:>5}  {allocations:>11}  {permissions:>11}")?;
-        write!(f, "  {channels:>8}  {used_ports:>5}  {connections:>11}  {relayed:>9}  {dropped:>9}  {rejected:>8}")
+        write!(f, "  {channels:>8}  {used_ports:>5}  {other_ports:>6}  {connections:>11}  {relayed:>9}  {dropped:>9}  {rejected:>8}")
     }
 }
 
@@ -99,7 +106,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    /// Judges a run: the sample before the crowd came, those during the run, and the one after all have gone.
+    /// Judges a run: the sample before the clients came, those during the run, and the one after all have gone.
     pub(crate) fn of(before: &Sample, during: &[Sample], after: &Sample, tally: &Tally) -> Self {
         let mut problems = tally.problems();
         if !after.is_empty() {
@@ -114,7 +121,11 @@ impl Verdict {
         if returned * 100 < sent * (100 - LOST_PERCENT) {
             problems.push(format!("{returned} of {sent} packets of valid calls came back"));
         }
-        if [&tally.calls, &tally.reloads, &tally.kicks, &tally.certificates, &tally.drains]
+        let (calls, postponed) = (tally.calls.get(), tally.postponed.get());
+        if postponed > calls {
+            problems.push(format!("{postponed} attempts were rejected during short drains, and {calls} calls were made"));
+        }
+        if [&tally.calls, &tally.reloads, &tally.kicked, &tally.certificates, &tally.drains]
             .iter()
             .any(|it| it.get() == 0)
         {

@@ -34,18 +34,27 @@ pub(crate) struct Tally {
     pub(crate) victims: Count,
     /// Allocations that were left behind.
     pub(crate) left: Count,
-    /// Visits of broken and hostile clients.
+    /// Broken and hostile clients.
     pub(crate) broken: Count,
     pub(crate) hostile: Count,
     /// What the operator did.
     pub(crate) reloads: Count,
     pub(crate) kicks: Count,
+    /// Sessions that ended by a kick.
+    pub(crate) kicked: Count,
     pub(crate) certificates: Count,
     pub(crate) drains: Count,
+    /// The number of beginnings and ends of drains. While the server drains, it is odd.
+    pub(crate) drain_phase: Count,
     problems: Mutex<Vec<String>>,
 }
 
 impl Tally {
+    /// Whether the server has drained at some time since the phase was this.
+    pub(crate) fn has_drained_since(&self, phase: u64) -> bool {
+        phase % 2 == 1 || self.drain_phase.get() != phase
+    }
+
     /// Notes what must not happen.
     pub(crate) fn problem(&self, problem: String) {
         let mut problems = self.problems.lock().unwrap_or_else(PoisonError::into_inner);
@@ -64,11 +73,11 @@ impl fmt::Display for Tally {
         let [calls, postponed, sent, returned] =
             [&self.calls, &self.postponed, &self.sent, &self.returned].map(Count::get);
         let [victims, left, broken, hostile] = [&self.victims, &self.left, &self.broken, &self.hostile].map(Count::get);
-        let [reloads, kicks, certificates, drains] =
-            [&self.reloads, &self.kicks, &self.certificates, &self.drains].map(Count::get);
+        let [reloads, kicks, kicked, certificates, drains] =
+            [&self.reloads, &self.kicks, &self.kicked, &self.certificates, &self.drains].map(Count::get);
         writeln!(f, "{calls} valid calls ({postponed} attempts during drains), {returned} of {sent} packets returned")?;
         writeln!(f, "{victims} calls that could be kicked, {left} allocations left behind")?;
-        writeln!(f, "{broken} visits of broken clients, {hostile} of hostile ones")?;
-        write!(f, "{reloads} reloads, {kicks} kicks, {certificates} new certificates, {drains} drains")
+        writeln!(f, "{broken} broken clients, {hostile} hostile ones")?;
+        write!(f, "{reloads} reloads, {kicks} kicks of {kicked} sessions, {certificates} new certificates, {drains} drains")
     }
 }

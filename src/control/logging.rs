@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::PanicHookInfo;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -63,7 +63,7 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let of_writer = layout.clone();
     thread::Builder::new()
         .name("log".to_owned())
-        .spawn(move || write(&lines, &count, &of_writer, &mut io::stderr()))?;
+        .spawn(move || write(&lines, &count, &of_writer, Output { stream: &mut io::stderr(), torn: &TORN }))?;
 
     let (filter, level) = reload::Layer::new(filter(log.level));
     let queued = Queued { queue: queue.clone(), lost };
@@ -125,7 +125,7 @@ pub fn write_directly(text: String) {
 
 /// A line that cannot be written is lost; the failure cannot be reported.
 fn write_to_stderr(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    let _ = Output { stream: &mut io::stderr(), torn: &TORN }.write_lines(text.as_bytes());
 }
 
 /// The form of the lines.
@@ -261,15 +261,14 @@ impl Write for &Queued {
 
 /// Writes lines until the process exits. A line that cannot be written is lost, which is reported after the next one
 /// that can be written.
-fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut impl Write) {
-    let mut out = Output { out, torn: false };
+fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, mut log: Output<'_, impl Write>) {
     // The lines that were not read in time, and those that could not be written.
     let (mut unread, mut failed) = (0, 0);
     let mut reason = String::new();
     for entry in lines {
         match entry {
             Entry::Line(line) => {
-                if let Err(error) = out.write_line(&line) {
+                if let Err(error) = log.write_lines(&line) {
                     failed += 1;
                     reason = format!("standard error could not be written: {error}");
                     continue;
@@ -277,13 +276,13 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut i
                 unread += lost.swap(0, Ordering::Relaxed);
                 for (count, reason) in [(&mut unread, NOT_READ), (&mut failed, reason.as_str())] {
                     // A notice that cannot be written follows a later line.
-                    if *count > 0 && out.write_line(notice(*count, reason, layout).as_bytes()).is_ok() {
+                    if *count > 0 && log.write_lines(notice(*count, reason, layout).as_bytes()).is_ok() {
                         *count = 0;
                     }
                 }
             }
             Entry::Flush(written) => {
-                let _ = out.out.flush();
+                let _ = log.stream.flush();
                 // The receiver may have timed out.
                 let _ = written.try_send(());
             }
@@ -291,27 +290,34 @@ fn write(lines: &Receiver<Entry>, lost: &AtomicU64, layout: &Layout, out: &mut i
     }
 }
 
+/// Whether only the beginning of the last line on standard error was written. A thread holds it while it writes, so that
+/// lines that bypass the queue do not become parts of others.
+static TORN: Mutex<bool> = Mutex::new(false);
+
 /// Writes whole lines.
 struct Output<'w, W> {
-    out: &'w mut W,
+    stream: &'w mut W,
     /// Only the beginning of the last line was written.
-    torn: bool,
+    torn: &'w Mutex<bool>,
 }
 
 impl<W: Write> Output<'_, W> {
-    /// Writes a line. It begins on a line of its own, also after one that was cut off when the disk became full.
-    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.torn {
-            self.out.write_all(b"\n")?;
-            self.torn = false;
+    /// Writes one or more lines. They begin on a line of their own, also after one that was cut off when the disk became
+    /// full.
+    fn write_lines(&mut self, lines: &[u8]) -> io::Result<()> {
+        let mut torn = self.torn.lock().unwrap_or_else(PoisonError::into_inner);
+        if *torn {
+            self.stream.write_all(b"\n")?;
+            *torn = false;
         }
-        let mut rest = line;
+        let mut rest = lines;
         while !rest.is_empty() {
-            match self.out.write(rest) {
+            match self.stream.write(rest) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
-                    rest = rest.get(count..).unwrap_or_default();
-                    self.torn = !rest.is_empty();
+                    let (written, after) = rest.split_at_checked(count).unwrap_or((rest, &[]));
+                    *torn = !written.ends_with(b"\n");
+                    rest = after;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
@@ -423,7 +429,7 @@ mod tests {
         let lost = Arc::clone(&queued.lost);
         drop(queued);
         let mut out = Vec::new();
-        write(&lines, &lost, &Layout::new(LogFormat::Text, true), &mut out);
+        write(&lines, &lost, &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
         let notice = "<4> WARN log lines were lost here because standard error is not read fast enough \
                       event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
@@ -437,7 +443,7 @@ mod tests {
         drop(queued);
         let (reader, mut out) = io::pipe().unwrap();
         drop(reader);
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, false), &mut out);
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, false), Output { stream: &mut out, torn: &Mutex::new(false) });
     }
 
     /// A file that refuses some writes, like one that has reached the limit of its size until it is emptied.
@@ -476,7 +482,7 @@ mod tests {
         }
         drop(queued);
         let mut out = Refusing { room: 0, refusals: 2, written: Vec::new() };
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), &mut out);
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
         let notice = "<4> WARN log lines were lost here because standard error could not be written: File too large \
                       (os error 27) event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out.written).unwrap(), format!("three\n{notice}four\n"));
@@ -492,9 +498,19 @@ mod tests {
         drop(queued);
         // The line break before `three` is refused, too.
         let mut out = Refusing { room: 6, refusals: 2, written: Vec::new() };
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), &mut out);
+        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
         let written = String::from_utf8(out.written).unwrap();
         assert!(written.starts_with("one\ntw\nfour\n<4> WARN ") && written.ends_with(" count=2\n"), "{written}");
+    }
+
+    #[test]
+    fn a_line_that_bypasses_the_queue_begins_on_a_line_of_its_own_after_one_that_was_cut_off() {
+        let torn = Mutex::new(false);
+        let mut file = Refusing { room: 3, refusals: 1, written: Vec::new() };
+        assert!(Output { stream: &mut file, torn: &torn }.write_lines(b"one\n").is_err());
+        Output { stream: &mut file, torn: &torn }.write_lines(b"a panic\nits backtrace\n").unwrap();
+        Output { stream: &mut file, torn: &torn }.write_lines(b"two\n").unwrap();
+        assert_eq!(String::from_utf8(file.written).unwrap(), "one\na panic\nits backtrace\ntwo\n");
     }
 
     // A call below the level must not reach the subscriber, because some are in the data path.

@@ -36,7 +36,8 @@ pub struct Server {
     closing: VecDeque<HeldPort>,
     /// The ports of the relay sockets that the shell opens for allocations that have ended.
     abandoned: Vec<HeldPort>,
-    /// The reservations that this worker has made, in the order in which they expire. Some may have been claimed.
+    /// The reservations that this worker has made, in the order in which they expire. Some may have been claimed: see
+    /// [`remember_reservation`](Self::remember_reservation).
     pub(crate) reserved: VecDeque<(Deadline, Token, Arc<RelayAddress>)>,
     pub(crate) responses: ResponseBudget,
     pub(crate) identity_cache: IdentityCache,
@@ -46,6 +47,9 @@ pub struct Server {
     /// The other gauges.
     pub(crate) gauges: Gauges,
 }
+
+/// The number of reservations for which there is room once one has been made.
+const FEWEST_RESERVED: usize = 16;
 
 /// The number of actions after which others are left for later. Each may take the shell several microseconds.
 const MANY_ACTIONS: usize = 512;
@@ -255,6 +259,17 @@ impl Server {
             Ok(()) => self.closing.push_back((bind, address)),
             Err(error) => give_back(&address, bind.port(), error, now),
         }
+    }
+
+    /// Remembers a reservation, to end it in time. If this needs more memory, it first forgets the reservations that have
+    /// been claimed, so that the memory is for at most four times as many as are not.
+    pub(crate) fn remember_reservation(&mut self, until: Deadline, token: Token, address: Arc<RelayAddress>) {
+        if self.reserved.len() == self.reserved.capacity() {
+            self.reserved.retain(|(_, token, address)| address.reservations.find(*token).is_some());
+            // There is room for as many more, so that the search is rare.
+            self.reserved.reserve(self.reserved.len().max(FEWEST_RESERVED));
+        }
+        self.reserved.push_back((until, token, address));
     }
 
     /// Ends a reservation, unless it has been claimed.

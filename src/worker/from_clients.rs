@@ -79,6 +79,12 @@ impl Worker {
                 let tuple = FiveTuple { client: datagram.source, server, transport: Transport::Udp };
                 bytes += datagram.payload.len();
                 self.serve_client(now, &tuple, datagram);
+                if self.datagrams.is_full() {
+                    self.shell.flush_to_peers(&mut self.datagrams);
+                }
+                if self.shell.to_clients.is_full() {
+                    self.shell.flush_to_clients();
+                }
             }
             first += batch.count;
             if !batch.more || first + PER_CALL > BATCH || bytes > MAX_BYTES {

@@ -1,12 +1,12 @@
 //! Datagrams from peers: from relay sockets through the core to clients. Responses are sent to clients here as well.
 //!
 //! ```text
-//!   relay socket ──▶ Shell::to_clients ──▶ core ──▶ listener       at the end of the iteration of the event loop
+//!   relay socket ──▶ Shell::to_clients ──▶ core ──▶ listener       when all ready sockets are served, or 256 wait
 //!                                              └──▶ connection     at once
 //! ```
 //!
-//! Datagrams of peers stay in the buffer until the iteration ends or the buffer is full, so that the listener sends
-//! those of all allocations together. Responses are sent with them.
+//! Datagrams of peers stay in the buffer until the task has served all ready sockets, or [`MAX_WAITING`] of them wait, so
+//! that the listener sends those of all allocations together. Responses are sent with them.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -25,7 +25,7 @@ use crate::turn::{
     TAILROOM, ToClient,
 };
 
-/// The number of datagrams from peers that fit into the buffer until the end of an iteration.
+/// The number of datagrams from peers that fit into the buffer until they are sent.
 pub(super) const BATCH: usize = 256;
 
 /// The number of datagrams that one call receives from a relay socket.
@@ -124,6 +124,12 @@ impl Shell {
                 continue;
             }
             served.packets += self.serve_peer(now, socket, slot, &datagram);
+            if self.to_clients.is_full() {
+                // The remaining datagrams are in the buffer.
+                let filled = self.to_clients.filled;
+                self.flush_to_clients();
+                self.to_clients.filled = filled;
+            }
         }
         self.carry_out(now);
         if self.to_clients.len() >= MAX_WAITING {
@@ -223,8 +229,8 @@ impl Shell {
         (MAX_ERRORS, true)
     }
 
-    /// Sends the first `length` bytes of the response buffer to a client. Over UDP, they are sent at the end of the
-    /// iteration. Returns `None` if the outcome is counted when the response is sent.
+    /// Sends the first `length` bytes of the response buffer to a client. Over UDP, they wait for
+    /// [`flush_to_clients`](Self::flush_to_clients). Returns `None` if the outcome is counted when the response is sent.
     pub(super) fn respond(&mut self, tuple: &FiveTuple, length: usize, outcome: Outcome) -> Option<Outcome> {
         let failed = Some(Outcome::Dropped(DropReason::SendFailed));
         if tuple.transport.is_connection() {

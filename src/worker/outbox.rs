@@ -32,6 +32,10 @@ pub(super) enum Flow {
     Relay(SocketId),
 }
 
+/// The number of datagrams after which those of a batch are sent before the batch ends, so that an outbox takes a bounded
+/// amount of memory. Only short datagrams that the kernel has merged become so many.
+const MOST_WAITING: usize = 1_024;
+
 /// The maximum number of pieces of a datagram: a header, the payload, padding.
 const MAX_PIECES: usize = 3;
 
@@ -206,6 +210,13 @@ impl Outbox {
         self.waiting.clear();
         self.count = 0;
     }
+
+    /// Returns the memory that it keeps, in bytes.
+    #[cfg(test)]
+    fn memory(&self) -> usize {
+        let waiting = self.waiting.capacity() * size_of::<Waiting>();
+        waiting + self.order.capacity() * size_of::<(Flow, u32)>() + self.batch.memory()
+    }
 }
 
 /// A buffer that datagrams refer to.
@@ -240,6 +251,17 @@ impl<B: Arena> Staged<B> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.outbox.len() == 0
+    }
+
+    /// Whether so many datagrams wait that they are sent before the batch ends.
+    pub(super) fn is_full(&self) -> bool {
+        self.outbox.len() >= MOST_WAITING
+    }
+
+    /// Returns the memory of the datagrams without the buffer, in bytes.
+    #[cfg(test)]
+    pub(super) fn outbox_memory(&self) -> usize {
+        self.outbox.memory()
     }
 
     /// Adds a part of the buffer, which a relay socket sends at the next flush.
@@ -292,6 +314,17 @@ impl StagedForClients {
     /// Returns the number of datagrams that wait.
     pub(super) fn len(&self) -> usize {
         self.outboxes.iter().map(Outbox::len).sum()
+    }
+
+    /// Whether so many datagrams wait that they are sent before the batch ends.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= MOST_WAITING
+    }
+
+    /// Returns the memory of the datagrams of all listeners without the buffer, in bytes.
+    #[cfg(test)]
+    pub(super) fn outbox_memory(&self) -> usize {
+        self.outboxes.iter().map(Outbox::memory).sum()
     }
 
     /// Adds a response, which a listener sends at the next flush. Returns whether the listener exists.

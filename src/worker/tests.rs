@@ -1,6 +1,7 @@
 //! A worker on real sockets, with a clock that the test advances.
 
 mod listeners;
+mod outboxes;
 
 use std::net::UdpSocket;
 use std::time::Duration;

@@ -94,6 +94,12 @@ impl Call {
         self.request(&Request::Refresh(seconds)).map(|response| response.get::<Lifetime>().unwrap().0)
     }
 
+    /// Returns a request that refreshes the allocation for this lifetime.
+    pub(super) fn refresh_request(&self, seconds: u32) -> Vec<u8> {
+        let request = Request::Refresh(seconds);
+        self.client.signed(&self.session.borrow(), request.method(), &|writer| request.encode(writer))
+    }
+
     /// Sends data both ways, and waits for it.
     pub(super) fn exchange(&self) {
         self.exchange_data(b"a word of the call");

@@ -10,6 +10,9 @@ use crate::support::{Controlled, TempDir, skip};
 
 const HOUR: i64 = 3_600;
 
+/// More than the lifetime of a nonce, an hour.
+const JUMP: i64 = HOUR + 60;
+
 /// The clocks that jump.
 #[derive(Clone, Copy)]
 pub(super) enum Jumping {
@@ -65,19 +68,25 @@ fn allocations_outlive_a_clock_that_jumps_an_hour_and_back_and_credentials_follo
     let controlled = &shifted.controlled;
     let inventory = Inventory::of(controlled);
     let calls: Vec<Call> = (0..3).map(|_| Call::start(&controlled.server)).collect();
-    for shift in [HOUR, 0, -HOUR, 0] {
+    // The number of responses about a nonce that is too old or too new.
+    let stale = || Metrics::of(controlled).sum("turnserver_rejected_requests_total{code=\"438\"}");
+    for shift in [JUMP, 0, -JUMP, 0] {
+        let before = stale();
         shifted.shift(shift);
         for call in &calls {
             call.exchange();
             call.refresh();
         }
+        assert_eq!(stale(), before + 3, "one for each call, {shift}");
         // The clock of the server decides when a credential expires, at once.
         let expires = allocate(controlled, HOUR / 2);
-        assert_eq!(expires, if shift == HOUR { Err(401) } else { Ok(()) }, "{shift}");
+        assert_eq!(expires, if shift == JUMP { Err(401) } else { Ok(()) }, "{shift}");
         assert_eq!(allocate(controlled, 2 * HOUR), Ok(()), "{shift}");
         let expired = allocate(controlled, -HOUR / 2);
-        assert_eq!(expired, if shift == -HOUR { Ok(()) } else { Err(401) }, "{shift}");
+        assert_eq!(expired, if shift == -JUMP { Ok(()) } else { Err(401) }, "{shift}");
     }
+    let failed = controlled.event("authentication-failed");
+    assert!(failed.field("reason").is_some_and(|reason| reason.contains("expired")), "{failed:?}");
     wait_for_allocations(controlled, 3);
     assert!(Metrics::of(controlled).sum("turnserver_failed_authentications_total{reason=\"expired\"}") > 0);
     assert_eq!(controlled.events("worker-stalled"), 0);

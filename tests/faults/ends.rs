@@ -36,7 +36,7 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
         connected.request(&session, Method::REFRESH, &|_| {});
         server.signal(Signal::SIGKILL);
         let died = server.finish();
-        assert_eq!(died.code, None);
+        assert_eq!(died.signal, Some(Signal::SIGKILL));
         assert!(UnixStream::connect(&socket).is_err() && socket.exists(), "the socket of the dead server stays");
         let server = Server::start(&config);
         let controlled = Controlled { server, config, socket, directory };
@@ -61,7 +61,8 @@ fn after_kill_9_under_load_a_restarted_server_serves_the_same_clients_on_the_sam
 #[test]
 fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
     let controlled = start();
-    let call = Call::start(&controlled.server);
+    // The kernel assigns them to both workers.
+    let calls: Vec<Call> = (0..16).map(|_| Call::start(&controlled.server)).collect();
     let process = controlled.server.id();
     let Some(failing) = Failing::start(process, "worker-1", |call| call.number == EPOLL_WAIT, Errno::EBADF) else {
         return;
@@ -75,8 +76,19 @@ fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
     assert_eq!(panic.field("thread").as_deref(), Some("worker-1"));
     let names_worker = |line: &LogLine| line.text().starts_with("turnserver: worker 1 stopped unexpectedly");
     assert!(ended.logs.iter().any(names_worker), "{:#?}", ended.logs);
+    // The other worker ends its allocations.
+    let of_other = |event: &str| -> Vec<&LogLine> {
+        let wanted = |line: &&LogLine| {
+            line.field("event").as_deref() == Some(event) && line.field("session").is_some_and(|id| id.starts_with("0-"))
+        };
+        ended.logs.iter().filter(wanted).collect()
+    };
+    let (created, gone) = (of_other("allocation-created"), of_other("allocation-ended"));
+    assert!(!created.is_empty() && created.len() == gone.len(), "{created:#?} {gone:#?}");
+    let reason = |line: &&LogLine| line.field("reason").as_deref() == Some("the server stopped");
+    assert!(gone.iter().all(reason), "{gone:#?}");
     assert!(!controlled.socket.exists());
-    drop(call);
+    drop(calls);
 }
 
 #[test]
@@ -106,7 +118,7 @@ fn an_invalid_memory_access_of_a_worker_ends_the_process_by_its_signal() {
     let controlled = start_on_fixed_ports();
     let call = Call::start(&controlled.server);
     if crash(controlled.server.id(), "worker-0") {
-        assert_eq!(controlled.server.finish().code, None);
+        assert_eq!(controlled.server.finish().signal, Some(Signal::SIGSEGV));
         Call::start(&Server::start(&controlled.config)).end();
     }
     drop(call);

@@ -76,13 +76,25 @@ impl Failing {
     }
 }
 
+impl Failing {
+    /// Lets the system calls succeed again. Returns how many have failed.
+    pub(super) fn end(mut self) -> u64 {
+        self.join();
+        self.shared.failures.load(Ordering::Relaxed)
+    }
+
+    fn join(&mut self) {
+        self.shared.ended.store(true, Ordering::Relaxed);
+        let ended = self.tracer.take().map_or(Ok(()), JoinHandle::join);
+        if !thread::panicking() {
+            ended.unwrap();
+        }
+    }
+}
+
 impl Drop for Failing {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Ordering::Relaxed);
-        let ended = self.tracer.take().map(JoinHandle::join);
-        if !thread::panicking() {
-            ended.unwrap().unwrap();
-        }
+        self.join();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
+use std::time::Duration;
 
 use turnserver::clock::Clock;
 
@@ -141,6 +142,13 @@ impl Metrics {
         let values: Vec<u64> = self.0.lines().filter(|line| line.starts_with(series)).map(value).collect();
         assert!(!values.is_empty(), "{series} is not in:\n{}", self.0);
         values.iter().sum()
+    }
+
+    /// Returns the largest value of a family, in seconds.
+    pub(super) fn longest(&self, family: &str) -> Duration {
+        let of = |line: &str| Duration::from_secs_f64(line.rsplit_once(' ').unwrap().1.parse().unwrap());
+        let longest = self.0.lines().filter(|line| line.starts_with(family)).map(of).max();
+        longest.unwrap_or_else(|| panic!("{family} is not in:\n{}", self.0))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write as _};
 use std::net::TcpStream;
 
+use nix::sys::signal::Signal;
 use turnserver::auth::Secret;
 use turnserver::client::{Algorithms, Credentials};
 use turnserver::net::limits::raise_open_files;
@@ -41,7 +42,7 @@ fn ends_clearly(resource: &str, of_status: &str, kib: u64) -> bool {
         return false;
     }
     let ended = controlled.server.finish();
-    assert_eq!(ended.code, None, "{:#?}", ended.logs);
+    assert_eq!(ended.signal, Some(Signal::SIGABRT), "{:#?}", ended.logs);
     // Those of the standard library: the reason, perhaps of two threads at once, and a backtrace or a note about it.
     let plain: Vec<&str> = ended.logs.iter().map(|line| line.text()).filter(|text| !text.starts_with('{')).collect();
     let reason = |line: &&str| line.starts_with("memory allocation of ");

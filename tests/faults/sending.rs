@@ -6,13 +6,18 @@ use nix::errno::Errno;
 use nix::libc::{SYS_recvfrom, SYS_recvmmsg, SYS_recvmsg, SYS_sendmmsg, SYS_sendmsg, SYS_sendto};
 
 use turnserver::clock::Clock;
+use turnserver::stun::attribute::Lifetime;
+use turnserver::stun::{Class, Method, TransactionId};
 
 use super::call::Call;
 use super::errors::{self, Failing};
-use super::inventory::{Inventory, Metrics, settings, start, wait_for_sum};
-use crate::support::client::{Client, receive, socket};
+use super::inventory::{Inventory, Metrics, settings, wait_for_sum};
+use crate::support::client::{Client, message, receive, socket};
 use crate::support::network::{Host, in_own_network};
-use crate::support::{Controlled, TIMEOUT, run, skip};
+use crate::support::{Controlled, LogLine, TIMEOUT, run, skip};
+
+/// The most lines about packets with one outcome that a worker logs in a minute.
+const LINES: u64 = 1_000;
 
 /// Runs a command in the namespace of this thread.
 fn sh(command: &str) {
@@ -32,6 +37,26 @@ fn dropped(reason: &str) -> String {
     format!("turnserver_dropped_packets_total{{reason={reason:?}}}")
 }
 
+/// Starts a server that logs packets that failed.
+fn start_verbose() -> Controlled {
+    let config = settings(&["127.0.0.1"]).replacen("[log]\n", "[log]\nlevel = \"debug\"\n", 1);
+    Controlled::start_with(&config)
+}
+
+/// Asserts that the log has lines about packets that were dropped for this reason, and at most one for each of them.
+#[track_caller]
+fn assert_logged(controlled: &Controlled, reason: &str, most: u64) {
+    let message = format!("dropped {reason}");
+    controlled.server.wait_for_log(|line| line.message() == message);
+    let lines = controlled.server.logs();
+    let lines: Vec<&LogLine> = lines.iter().filter(|line| line.message() == message).collect();
+    assert!(lines.iter().all(|line| line.field("event").as_deref() == Some("packet-failed")), "{lines:#?}");
+    // A line may be about several.
+    let of = |line: &&LogLine| line.field("packets").unwrap().parse::<u64>().unwrap();
+    let (count, packets) = (lines.len() as u64, lines.iter().map(of).sum::<u64>());
+    assert!(count <= LINES && packets <= most, "{count} lines about {packets} of {most} packets");
+}
+
 // netfilter's verdict `drop` for a local datagram is EPERM.
 #[test]
 fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes_on() {
@@ -39,7 +64,7 @@ fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes
         return;
     }
     in_own_network(&["link set lo up"], || {
-        let controlled = Controlled::start_with(&settings(&["127.0.0.1"]));
+        let controlled = start_verbose();
         let inventory = Inventory::of(&controlled);
         let (call, other) = (Call::start(&controlled.server), Call::start(&controlled.server));
         let listener = controlled.server.udp_address().port();
@@ -54,9 +79,18 @@ fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes
         (0..50).for_each(|_| assert_eq!(call.peer.send_to(&[8; 500], call.relayed).unwrap(), 500));
         assert_eq!(wait_for_sum(&controlled, &dropped("send-failed"), 100), 100);
         other.exchange();
+        // Responses are refused, too.
+        let refresh = call.refresh_request(1_200);
+        (0..25).for_each(|_| call.client.send(&refresh));
+        let binding = message(Class::Request, Method::BINDING, TransactionId::new([9; 12]), &|_| {});
+        (0..25).for_each(|_| call.client.send(&binding));
+        assert_eq!(wait_for_sum(&controlled, &dropped("send-failed"), 150), 150);
+        other.exchange();
         sh("nft delete table inet fault");
-        // The lines of the log do not depend on the number of datagrams.
-        assert!(controlled.server.logs().len() < 40);
+        assert_logged(&controlled, "send-failed", 150);
+        // The client repeats its request.
+        call.client.send(&refresh);
+        assert_eq!(call.client.receive().get::<Lifetime>(), Some(Lifetime(1_200)));
         call.end();
         other.end();
         inventory.assert_kept(&controlled);
@@ -67,7 +101,7 @@ fn data_and_responses_that_a_packet_filter_refuses_are_counted_and_the_call_goes
 fn sends_that_fail_for_a_while_lose_their_data_and_nothing_else() {
     const COUNT: u64 = 6;
     let sends = |call: errors::Call| [SYS_sendmmsg, SYS_sendmsg, SYS_sendto].contains(&call.number);
-    let controlled = start();
+    let controlled = start_verbose();
     let inventory = Inventory::of(&controlled);
     let call = Call::start(&controlled.server);
     for (error, reason, count) in [
@@ -82,10 +116,10 @@ fn sends_that_fail_for_a_while_lose_their_data_and_nothing_else() {
         }
         assert_eq!(wait_for_sum(&controlled, &dropped(reason), count), count);
         drop(failing);
+        assert_logged(&controlled, reason, count);
         call.exchange();
         call.refresh();
     }
-    assert!(controlled.server.logs().len() < 60, "{:#?}", controlled.server.logs());
     call.end();
     inventory.assert_kept(&controlled);
 }
@@ -94,7 +128,7 @@ fn sends_that_fail_for_a_while_lose_their_data_and_nothing_else() {
 #[test]
 fn receives_that_fail_for_a_while_lose_nothing() {
     let receives = |call: errors::Call| [SYS_recvmmsg, SYS_recvmsg, SYS_recvfrom].contains(&call.number);
-    let controlled = start();
+    let controlled = start_verbose();
     let inventory = Inventory::of(&controlled);
     let call = Call::start(&controlled.server);
     for error in [Errno::ENOBUFS, Errno::ENOMEM, Errno::EIO] {
@@ -104,14 +138,20 @@ fn receives_that_fail_for_a_while_lose_nothing() {
             call.peer.send_to(&[number; 500], call.relayed).unwrap();
         }
         failing.wait_for_failures(5);
-        drop(failing);
+        let failures = failing.end();
+        let failed = |line: &LogLine| {
+            line.field("event").as_deref() == Some("receive-failed")
+                && line.field("error").is_some_and(|text| text.ends_with(&format!("(os error {})", error as i32)))
+        };
+        controlled.server.wait_for_log(failed);
+        let lines = controlled.server.logs().iter().filter(|line| failed(line)).count() as u64;
+        assert!(lines <= failures, "{lines} lines about {failures} failures");
         for number in 0..6 {
             assert_eq!(receive(&call.peer).0, [number; 500], "{error}");
             assert_eq!(receive(call.client.socket()).0[4..], [number; 500], "{error}");
         }
         call.refresh();
     }
-    assert!(controlled.server.logs().len() < 60, "{:#?}", controlled.server.logs());
     call.end();
     inventory.assert_kept(&controlled);
 }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread;
@@ -78,6 +79,8 @@ pub(crate) struct Process {
 pub(crate) struct Finished {
     /// The exit code. `None` if a signal ended the process.
     pub(crate) code: Option<i32>,
+    /// The signal that ended the process.
+    pub(crate) signal: Option<Signal>,
     pub(crate) stdout: Vec<String>,
     pub(crate) stderr: Vec<String>,
 }
@@ -142,8 +145,9 @@ impl Process {
         if !(self.stdout.wait_for_end(limit) && self.stderr.wait_for_end(limit)) {
             panic!("{} did not end within {limit:?}; its output:\n{}", self.name, self.output());
         }
-        let code = self.child.wait().unwrap().code();
-        Finished { code, stdout: self.stdout.so_far(), stderr: self.stderr.so_far() }
+        let status = self.child.wait().unwrap();
+        let signal = status.signal().map(|signal| Signal::try_from(signal).unwrap());
+        Finished { code: status.code(), signal, stdout: self.stdout.so_far(), stderr: self.stderr.so_far() }
     }
 
     /// Returns everything written so far, for error messages.

@@ -7,7 +7,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{LogLine, Process, TIMEOUT, TempDir, run};
+use super::{Finished, LogLine, Process, TIMEOUT, TempDir, run};
 
 /// A running `turnserver` that is ready. Dropping it kills it.
 pub(crate) struct Server {
@@ -24,6 +24,8 @@ pub(crate) struct Server {
 /// A server that was terminated.
 pub(crate) struct Ended {
     pub(crate) code: Option<i32>,
+    /// The signal that ended the process.
+    pub(crate) signal: Option<Signal>,
     pub(crate) logs: Vec<LogLine>,
     pub(crate) stdout: Vec<String>,
 }
@@ -202,7 +204,8 @@ impl Server {
     /// Waits for the end.
     pub(crate) fn finish(self) -> Ended {
         let finished = self.process.finish(TIMEOUT);
-        Ended { code: finished.code, logs: parse(&finished.stderr), stdout: finished.stdout }
+        let Finished { code, signal, stdout, stderr } = finished;
+        Ended { code, signal, logs: parse(&stderr), stdout }
     }
 
     /// Sends SIGTERM and waits for the end.

@@ -185,6 +185,15 @@ impl SendBatch {
         }
     }
 
+    /// Returns the memory that it keeps, in bytes.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> usize {
+        // The sender has a vector for each piece, and headers, addresses and control messages for one call.
+        let pieces = self.pieces.capacity() * (size_of::<Piece>() + size_of::<libc::iovec>());
+        let datagrams = self.ends.capacity() * size_of::<usize>() + self.statuses.capacity() * size_of::<SendStatus>();
+        self.kept.capacity() + pieces + datagrams + self.messages.capacity() * size_of::<Message>() + MAX_MESSAGES * 512
+    }
+
     /// Copies bytes that are not in the arena, such as a header or a whole response, until the next flush.
     pub fn keep(&mut self, bytes: &[u8]) -> Piece {
         let start = self.kept.len();

@@ -454,6 +454,25 @@ fn a_claim_that_is_abandoned_returns_the_port() {
     }
 }
 
+// However fast a user reserves ports and claims them.
+#[test]
+fn claimed_reservations_are_forgotten_before_others_would_need_more_memory() {
+    let mut world = World::new();
+    let (_, waiting) = reserve(&mut world, 9);
+    let second = world.client(2);
+    for _ in 0..200 {
+        let (relay, token) = reserve(&mut world, 1);
+        let claimed = world.allocate_with(&second, &[&token]);
+        delete(&mut world, 1, &relay);
+        delete(&mut world, 2, &claimed);
+        assert!(world.server.reserved.capacity() <= 16, "{}", world.server.reserved.capacity());
+    }
+    // The one that was not claimed is not forgotten.
+    world.advance(seconds(30));
+    assert_eq!(world.error_code(&second, Method::ALLOCATE, &[&UDP, &waiting]), 508);
+    assert_eq!(world.footprint(), Footprint { allocations: 1, counted: 1, live: 1, ports_taken: 1 });
+}
+
 // A token is random for each reservation.
 #[test]
 fn tokens_for_the_same_port_differ() {

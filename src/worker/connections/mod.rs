@@ -287,7 +287,6 @@ impl Shell {
             packet_log.log(clock, Host::Client(result.to), result.outcome, result.packets);
             super::count_sent(server, statistics, Direction::ToClient, result);
         }
-        outbound.borrow_mut().forget_settled();
     }
 
     /// Drops and counts the relayed data that waits for the client of an allocation that has ended.

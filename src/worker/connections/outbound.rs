@@ -39,10 +39,6 @@ const LARGEST_SPARE: usize = 256 * 1024;
 /// The largest buffer, in bytes, that may be nearly empty after messages were dropped.
 const LARGEST_SPARSE: usize = 16 * 1024;
 
-/// The number of results whose memory an idle connection keeps. If messages of two relay sockets alternate, each message
-/// has a result of its own.
-const MOST_KEPT_RESULTS: usize = 8;
-
 /// What the queues of a worker share.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
@@ -135,11 +131,12 @@ pub(super) struct Outbound {
     shared: Rc<Shared>,
     control: VecDeque<u8>,
     data: Buffer,
-    /// The memory of `control` and `data` that `shared` includes.
+    /// The memory of `control`, `data` and `settled` that `shared` includes.
     counted: usize,
     /// The number of bytes of the first message that are written. `data` does not contain them.
     begun: usize,
-    /// The results for messages that were written or dropped.
+    /// The results for messages that were written or dropped: one for each outcome of each relay socket, however many
+    /// messages there were, so that dropping messages never takes more memory than it frees.
     settled: Vec<SendResult>,
     /// Wakes the task that writes.
     writer: Option<Waker>,
@@ -197,13 +194,6 @@ impl Outbound {
         self.settled.drain(..)
     }
 
-    /// Frees the memory of results that were returned, if there were many of them.
-    pub(super) fn forget_settled(&mut self) {
-        if self.settled.is_empty() && self.settled.capacity() > MOST_KEPT_RESULTS {
-            self.settled = Vec::new();
-        }
-    }
-
     /// Returns what to write next.
     fn piece(&mut self) -> (Next, &[u8]) {
         let first = self.data.messages.front().map_or(0, |message| message.length - self.begun);
@@ -246,7 +236,8 @@ impl Outbound {
 
     /// Updates the memory of all queues.
     fn count_memory(&mut self) {
-        let memory = self.control.capacity() + self.data.memory();
+        let results = self.settled.capacity() * size_of::<SendResult>();
+        let memory = self.control.capacity() + self.data.memory() + results;
         self.shared.replace(self.counted, memory);
         self.counted = memory;
     }
@@ -254,12 +245,12 @@ impl Outbound {
     fn settle(&mut self, message: &Message, outcome: Outcome) {
         let flow = Flow::Relay(message.socket);
         let bytes = message.payload as u64;
-        match self.settled.last_mut() {
-            Some(last) if last.flow == flow && last.outcome == outcome => {
-                last.packets += 1;
-                last.bytes += bytes;
+        match self.settled.iter_mut().rev().find(|result| result.flow == flow && result.outcome == outcome) {
+            Some(result) => {
+                result.packets += 1;
+                result.bytes += bytes;
             }
-            _ => self.settled.push(SendResult { flow, outcome, to: self.client, packets: 1, bytes }),
+            None => self.settled.push(SendResult { flow, outcome, to: self.client, packets: 1, bytes }),
         }
     }
 

@@ -21,8 +21,8 @@ use crate::worker::event_log::Host;
 use crate::worker::tasks::yield_to_tasks;
 use crate::worker::{LARGEST_READ, Now, Worker};
 
-/// The longest request of a client that has had no allocation on the connection, in bytes. One read of its connection
-/// returns at most as many, so that it can make the server keep no more than two of them.
+/// The longest request of a client that has had no allocation on the connection, in bytes without its header. One read of
+/// its connection returns at most as many, because the server may have to keep what it has read.
 const MAX_UNAUTHENTICATED_REQUEST: usize = 4 * 1024;
 
 /// The number of messages of a connection after which other tasks run.
@@ -67,10 +67,11 @@ impl Inbound {
         if self.authenticated { self.until } else { self.until.earlier(self.unauthenticated_until) }
     }
 
-    /// Replaces the kept bytes with these.
+    /// Replaces the kept bytes with these: a message without its end, or the rest of one read. They may wait for long, so
+    /// they take no more memory than their length.
     fn keep(&mut self, bytes: &[u8]) {
-        // The buffer belongs to the worker. A connection keeps only bytes that are not served yet, in as much memory: a
-        // client can let them wait for long.
+        // The earlier ones are freed first.
+        self.bytes = Vec::new();
         self.bytes = bytes.to_vec();
     }
 }
@@ -233,7 +234,6 @@ impl Worker {
         // The waiting datagrams are sent now, because the next connection is read into the same buffer.
         self.shell.flush_to_peers(&mut self.stream);
         self.shell.carry_out(now);
-        self.shell.flush_to_clients();
         inbound.keep(self.stream.buffer.get(served).unwrap_or_default());
         received?;
         if std::mem::take(&mut inbound.requested) {

@@ -57,7 +57,7 @@ pub(super) struct Counting {
 type Block = Box<[Slot; BLOCK as usize]>;
 
 #[derive(Clone, Copy, Debug)]
-struct Slot {
+pub(super) struct Slot {
     /// What is credited.
     seen: Counter,
     user: User,

@@ -160,7 +160,10 @@ fn waiting(queues: &[Rc<RefCell<Outbound>>]) -> Vec<usize> {
 
 /// Returns the memory of all queues.
 fn memory(queues: &[Rc<RefCell<Outbound>>]) -> usize {
-    queues.iter().map(|queue| queue.borrow().control.capacity() + queue.borrow().data.memory()).sum()
+    let of = |queue: &Outbound| {
+        queue.control.capacity() + queue.data.memory() + queue.settled.capacity() * size_of::<SendResult>()
+    };
+    queues.iter().map(|queue| of(&queue.borrow())).sum()
 }
 
 #[test]
@@ -273,16 +276,35 @@ fn data_above_the_limit_of_a_client_is_refused() {
     assert_eq!(counts(&mut outbound), (0, 1));
 }
 
-// Each message of an allocation with two relay sockets may have a result of its own.
+// An allocation has two relay sockets, whose messages may alternate.
 #[test]
 fn an_idle_connection_keeps_no_memory_for_the_results_of_many_messages() {
-    let mut outbound = outbound();
+    let (mut outbound, mut stream) = (outbound(), Slow { room: 500, ..Slow::default() });
+    let mut cx = Context::from_waker(Waker::noop());
     for number in 0..1_000 {
         assert!(outbound.push_data(at(0), SocketId::for_tests(number % 2), 1, [b"x", &[], &[]]));
     }
+    assert!(outbound.poll_write(&mut cx, at(0), &mut stream).is_pending());
     outbound.drop_old(at(301));
-    assert_eq!(outbound.settled.len(), 1_000);
-    assert_eq!(counts(&mut outbound), (0, 1_000));
-    outbound.forget_settled();
-    assert!(outbound.settled.capacity() <= MOST_KEPT_RESULTS);
+    let results: Vec<_> = outbound.settled.iter().map(|result| (result.flow, result.packets)).collect();
+    let of = |number| Flow::Relay(SocketId::for_tests(number));
+    assert_eq!(results, [(of(0), 250), (of(1), 250), (of(0), 250), (of(1), 250)]);
+    assert_eq!(counts(&mut outbound), (500, 500));
+    assert_eq!(outbound.settled.capacity(), 4);
+}
+
+// With a result for each message, this would take more memory than the messages.
+#[test]
+fn dropping_small_messages_of_two_sockets_frees_their_memory() {
+    let (shared, queues) = queues([0, 0]);
+    for queue in &queues {
+        for number in 0..20_000 {
+            assert!(queue.borrow_mut().push_data(at(0), SocketId::for_tests(number % 2), 1, [b"@", b"x", b""]));
+        }
+    }
+    let held = shared.held.get();
+    shared.limit(held - 1, queues.iter());
+    assert_eq!(waiting(&queues).iter().filter(|waiting| **waiting == 0).count(), 1);
+    assert!(shared.held.get() <= held / 2 + 1_000, "{} of {held}", shared.held.get());
+    assert_eq!(shared.held.get(), memory(&queues));
 }

@@ -404,7 +404,7 @@ impl Server {
     ) -> Option<Token> {
         match address.reservations.reserve(even | 1, ticket, cx.rng) {
             Ok(token) => {
-                self.reserved.push_back((Deadline::after(cx.now, RESERVATION), token, address));
+                self.remember_reservation(Deadline::after(cx.now, RESERVATION), token, address);
                 Some(token)
             }
             Err(_ticket) => {

@@ -1,4 +1,4 @@
-//! The clients: threads that come and go as one kind of client does.
+//! The clients: threads, each of which runs one client of its kind after the other.
 
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -38,98 +38,100 @@ pub(crate) enum Kind {
     Call,
     /// Makes calls that the operator ends.
     Victim,
-    /// Leaves its allocations behind.
+    /// Allocates and does not come back.
     Lazy,
-    /// Sends what makes no sense.
+    /// Sends invalid messages, or stops in the middle of one.
     Broken,
-    /// Sends what harms.
+    /// Floods, opens many connections, and does not read what it gets.
     Hostile,
 }
 
-/// What all clients know.
-struct Place {
+/// What all clients share.
+struct Shared {
     listeners: [SocketAddr; 3],
     authority: Arc<Authority>,
     tally: Arc<Tally>,
     is_over: AtomicBool,
 }
 
-pub(crate) struct Crowd {
-    place: Arc<Place>,
+/// All clients.
+pub(crate) struct Clients {
+    shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
 
-impl Crowd {
+impl Clients {
     pub(crate) fn new(server: &Server, authority: &Arc<Authority>, tally: &Arc<Tally>) -> Self {
-        let place = Place {
+        let shared = Shared {
             listeners: [server.udp_address(), server.tcp_address(), server.tls_address()],
             authority: Arc::clone(authority),
             tally: Arc::clone(tally),
             is_over: AtomicBool::new(false),
         };
-        Self { place: Arc::new(place), threads: Vec::new() }
+        Self { shared: Arc::new(shared), threads: Vec::new() }
     }
 
-    /// Lets one client of each kind come and go.
-    pub(crate) fn visit_once(&self) {
+    /// Runs twelve clients of each of three kinds, one after the other: every variant of these kinds.
+    pub(crate) fn run_each(&self) {
         for kind in [Kind::Call, Kind::Broken, Kind::Hostile] {
             for number in 0..12 {
-                Visitor::new(&self.place, kind, number).visit(number);
+                Run::new(&self.shared, kind, number).client(number);
             }
         }
     }
 
     pub(crate) fn add(&mut self, kind: Kind, count: u32) {
         for number in 0..count {
-            let place = Arc::clone(&self.place);
+            let shared = Arc::clone(&self.shared);
             self.threads.push(thread::spawn(move || {
-                let mut visitor = Visitor::new(&place, kind, number);
-                for visit in number.. {
-                    if place.is_over.load(Ordering::Relaxed) {
+                let mut run = Run::new(&shared, kind, number);
+                for client in number.. {
+                    if shared.is_over.load(Ordering::Relaxed) {
                         return;
                     }
-                    visitor.visit(visit);
+                    run.client(client);
                 }
             }));
         }
     }
 
-    /// Waits until all have gone.
+    /// Waits until all have ended.
     pub(crate) fn stop(self) {
-        self.place.is_over.store(true, Ordering::Relaxed);
+        self.shared.is_over.store(true, Ordering::Relaxed);
         for thread in self.threads {
             thread.join().expect("a client ends");
         }
     }
 }
 
-/// One client after the other, of a kind.
-struct Visitor<'p> {
-    place: &'p Place,
+/// Clients of a kind, one after the other.
+struct Run<'s> {
+    shared: &'s Shared,
     kind: Kind,
     number: u32,
     rng: StdRng,
 }
 
-impl<'p> Visitor<'p> {
-    fn new(place: &'p Place, kind: Kind, number: u32) -> Self {
-        Self { place, kind, number, rng: StdRng::seed_from_u64(u64::from(number) << 8 | kind as u64) }
+impl<'s> Run<'s> {
+    fn new(shared: &'s Shared, kind: Kind, number: u32) -> Self {
+        Self { shared, kind, number, rng: StdRng::seed_from_u64(u64::from(number) << 8 | kind as u64) }
     }
 
-    fn visit(&mut self, visit: u32) {
+    /// Runs the client of this number. The number selects the transport, or the variant of the kind.
+    fn client(&mut self, client: u32) {
         match self.kind {
-            Kind::Call => self.call(visit),
-            Kind::Victim => self.victim(visit),
-            Kind::Lazy => self.lazy(visit),
-            // What these get in return is the server's affair.
+            Kind::Call => self.call(client),
+            Kind::Victim => self.victim(client),
+            Kind::Lazy => self.lazy(client),
+            // Their requests may fail.
             Kind::Broken => {
-                let _ = self.broken(visit);
-                self.place.tally.broken.add(1);
+                let _ = self.broken(client);
+                self.shared.tally.broken.add(1);
                 self.pause(200);
             }
             Kind::Hostile => {
-                let _ = self.hostile(visit);
-                self.place.tally.hostile.add(1);
+                let _ = self.hostile(client);
+                self.shared.tally.hostile.add(1);
                 self.pause(100);
             }
         }
@@ -144,13 +146,13 @@ impl<'p> Visitor<'p> {
         source(self.kind, self.number)
     }
 
-    /// Returns another source for each visit.
-    fn fresh_source(&self, visit: u32) -> IpAddr {
-        source(self.kind, self.number << 8 | visit & 0xff)
+    /// Returns another source for each client.
+    fn fresh_source(&self, client: u32) -> IpAddr {
+        source(self.kind, self.number << 8 | client & 0xff)
     }
 
     fn listener(&self, transport: Transport) -> SocketAddr {
-        let [udp, tcp, tls] = self.place.listeners;
+        let [udp, tcp, tls] = self.shared.listeners;
         match transport {
             Transport::Udp => udp,
             Transport::Tcp => tcp,
@@ -159,19 +161,20 @@ impl<'p> Visitor<'p> {
     }
 
     fn caller(&mut self, transport: Transport, user: &str) -> Result<Caller, Broken> {
-        let link = Link::open(transport, self.source(), self.listener(transport), &self.place.authority)?;
+        let link = Link::open(transport, self.source(), self.listener(transport), &self.shared.authority)?;
         Ok(Caller::new(link, Login::mint(user, VALIDITY), self.rng.next_u64()))
     }
 
-    fn call(&mut self, visit: u32) {
-        let transport = TRANSPORTS[visit as usize % 3];
+    fn call(&mut self, client: u32) {
+        let transport = TRANSPORTS[client as usize % 3];
         let length = Duration::from_millis(self.rng.random_range(500..8_000));
-        let tally = &self.place.tally;
+        let tally = &self.shared.tally;
         let user = format!("caller-{}", self.number);
+        let before = tally.drain_phase.get();
         match self.caller(transport, &user).and_then(|mut caller| caller.call(length, tally)) {
             Ok(()) => tally.calls.add(1),
-            // The server drains.
-            Err(broken) if broken.code() == Some(508) => {
+            // The server drains, or has drained during this attempt.
+            Err(broken) if broken.code() == Some(508) && tally.has_drained_since(before) => {
                 tally.postponed.add(1);
                 self.pause(200);
             }
@@ -179,42 +182,43 @@ impl<'p> Visitor<'p> {
         }
     }
 
-    fn victim(&mut self, visit: u32) {
+    fn victim(&mut self, client: u32) {
         let length = Duration::from_millis(self.rng.random_range(1_000..10_000));
         // These packets may be lost, so they are counted elsewhere.
         let others = Tally::default();
-        let caller = self.caller(TRANSPORTS[visit as usize % 3], VICTIM);
+        let caller = self.caller(TRANSPORTS[client as usize % 3], VICTIM);
         let _ = caller.and_then(|mut caller| caller.call(length, &others));
-        self.place.tally.victims.add(1);
+        self.shared.tally.victims.add(1);
         self.pause(100);
     }
 
-    /// Allocates with many channels and never comes back.
-    fn lazy(&mut self, visit: u32) {
-        let user = format!("lazy-{}-{visit}", self.number);
-        if let Ok(mut caller) = self.caller(TRANSPORTS[visit as usize % 3], &user)
+    /// Allocates with many channels and never comes back. Over UDP, the allocation is left behind.
+    fn lazy(&mut self, client: u32) {
+        let user = format!("lazy-{}-{client}", self.number);
+        let transport = TRANSPORTS[client as usize % 3];
+        if let Ok(mut caller) = self.caller(transport, &user)
             && caller.allocate().is_ok()
         {
-            self.place.tally.left.add(1);
+            self.shared.tally.left.add(u64::from(transport == Transport::Udp));
             for channel in 0..self.rng.random_range(0..40_u16) {
                 let peer = SocketAddr::new(PEERS.parse().expect("an address"), 10_000 + channel);
                 let _ = caller.request(Request::ChannelBind { channel: 0x4000 + channel, peer });
             }
         }
         for _ in 0..300 {
-            if self.place.is_over.load(Ordering::Relaxed) {
+            if self.shared.is_over.load(Ordering::Relaxed) {
                 return;
             }
             self.pause(100);
         }
     }
 
-    fn broken(&mut self, visit: u32) -> Result<(), Broken> {
+    fn broken(&mut self, client: u32) -> Result<(), Broken> {
         let mut noise = vec![0; self.rng.random_range(0..1500)];
         self.rng.fill_bytes(&mut noise);
         let request = message(Class::Request, Method::ALLOCATE, |_| {});
-        let [udp, tcp, tls] = self.place.listeners;
-        match visit % 12 {
+        let [udp, tcp, tls] = self.shared.listeners;
+        match client % 12 {
             0 => udp_from(self.source())?.send_to(&noise, udp).map(|_| ())?,
             1 => {
                 let cut = self.rng.random_range(0..request.len());
@@ -231,18 +235,18 @@ impl<'p> Visitor<'p> {
             5 => connect(self.source(), tls)?.write_all(b"GET / HTTP/1.1\r\n\r\n")?,
             6 => drop(connect(self.source(), tls)?),
             7 => {
-                let link = Link::open(Transport::Tls, self.source(), tls, &self.place.authority)?;
+                let link = Link::open(Transport::Tls, self.source(), tls, &self.shared.authority)?;
                 let wrong = Login::new("4000000000:nobody", "a wrong password");
-                Caller::new(link, wrong, u64::from(visit)).allocate()?;
+                Caller::new(link, wrong, u64::from(client)).allocate()?;
             }
             8 => {
-                let link = Link::open(Transport::Tcp, self.source(), tcp, &self.place.authority)?;
-                Caller::new(link, Login::mint("late", -60), u64::from(visit)).allocate()?;
+                let link = Link::open(Transport::Tcp, self.source(), tcp, &self.shared.authority)?;
+                Caller::new(link, Login::mint("late", -60), u64::from(client)).allocate()?;
             }
             9 => {
-                let link = Link::open(Transport::Udp, self.source(), udp, &self.place.authority)?;
+                let link = Link::open(Transport::Udp, self.source(), udp, &self.shared.authority)?;
                 let wrong = Login::new("4000000000:nobody", "a wrong password");
-                Caller::new(link, wrong, u64::from(visit)).allocate()?;
+                Caller::new(link, wrong, u64::from(client)).allocate()?;
             }
             // Everything about an allocation that is not there.
             10 => {
@@ -257,7 +261,7 @@ impl<'p> Visitor<'p> {
             }
             // A client that ends in the middle of a message, with an allocation.
             _ => {
-                let mut link = Link::open(Transport::Tcp, self.source(), tcp, &self.place.authority)?;
+                let mut link = Link::open(Transport::Tcp, self.source(), tcp, &self.shared.authority)?;
                 link.send(&request)?;
                 link.receive(Duration::from_secs(5))?;
                 link.send(&[0x40, 0, 0xff, 0xff, 1, 2, 3])?;
@@ -266,16 +270,16 @@ impl<'p> Visitor<'p> {
         Ok(())
     }
 
-    fn hostile(&mut self, visit: u32) -> Result<(), Broken> {
-        let [udp, tcp, tls] = self.place.listeners;
-        match visit % 6 {
+    fn hostile(&mut self, client: u32) -> Result<(), Broken> {
+        let [udp, tcp, tls] = self.shared.listeners;
+        match client % 6 {
             // Floods of a source each: noise, challenges, and ChannelData without an allocation.
             0..=2 => {
-                let socket = udp_from(self.fresh_source(visit))?;
+                let socket = udp_from(self.fresh_source(client))?;
                 let allocate =
                     message(Class::Request, Method::ALLOCATE, |writer| writer.push(&RequestedTransport::UDP));
                 for number in 0..500_u32 {
-                    let packet = match visit % 3 {
+                    let packet = match client % 3 {
                         0 => number.to_le_bytes().repeat(50),
                         1 => allocate.clone(),
                         _ => [&[0x40, 0, 0, 100][..], &[7; 100]].concat(),
@@ -285,13 +289,13 @@ impl<'p> Visitor<'p> {
             }
             // Silent connections.
             3 => {
-                let source = self.fresh_source(visit);
+                let source = self.fresh_source(client);
                 let open: Vec<_> =
                     (0..60_u8).map(|number| connect(source, if number % 2 == 0 { tcp } else { tls })).collect();
                 self.pause(2_000);
                 drop(open);
             }
-            // Allocations as fast as they come, and indications to everywhere.
+            // Allocates and deletes as fast as possible.
             4 => {
                 let begin = Clock::start();
                 while begin.elapsed() < Duration::from_secs(1) {
@@ -300,9 +304,9 @@ impl<'p> Visitor<'p> {
                     caller.request(Request::Refresh(0))?;
                 }
             }
-            // A client that does not read what peers send.
+            // Does not read what peers send, and sends to an address that is denied.
             _ => {
-                let mut caller = self.caller(Transport::Tcp, "deaf")?;
+                let mut caller = self.caller(Transport::Tcp, "unread")?;
                 let relay = caller.allocate()?;
                 let peer = udp_from(PEERS.parse().expect("an address"))?;
                 caller.request(Request::CreatePermission(vec![peer.local_addr()?]))?;

@@ -1,0 +1,82 @@
+//! Short datagrams that the kernel has merged: one of them becomes many that wait to be sent.
+
+use super::*;
+use crate::stun::attribute::ChannelNumber;
+
+/// The most datagrams that every kernel merges into one.
+const MERGED: usize = 64;
+
+/// The number of datagrams that wait for the worker: four times as many, when they are no longer merged, as are sent at once.
+const DATAGRAMS: usize = 64;
+
+/// Sends datagrams, each of which consists of the same bytes again and again, in `length` bytes for each that the kernel
+/// has merged. Returns whether the kernel can send them.
+fn send_merged(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], length: i32) -> bool {
+    if setsockopt(socket, sockopt::UdpGsoSegment, &length).is_err() {
+        return false;
+    }
+    let datagram = bytes.repeat(MERGED * usize::try_from(length).unwrap() / bytes.len());
+    (0..DATAGRAMS).for_each(|_| assert_eq!(socket.send_to(&datagram, to).unwrap(), datagram.len()));
+    true
+}
+
+fn bind_channel(nonce: &str, channel: u16, peer: SocketAddr) -> Vec<u8> {
+    let mut buffer = [0; 256];
+    let transaction = TransactionId::new(channel.to_be_bytes().repeat(6).try_into().unwrap());
+    let mut writer = MessageWriter::new(&mut buffer, Class::Request, Method::CHANNEL_BIND, transaction);
+    writer.push(&ChannelNumber(channel));
+    writer.push(&XorPeerAddress(peer));
+    writer.push(&Username("ann"));
+    writer.push(&Realm(REALM));
+    writer.push(&Nonce(nonce));
+    writer.message_integrity(LongTermKey::derive("ann", REALM, b"password").as_bytes());
+    writer.finish().unwrap().to_vec()
+}
+
+/// Serves the listener until nothing waits there.
+fn serve_all(worker: &RefCell<Worker>) {
+    let listener = Rc::clone(&worker.borrow().shell.listeners[0]);
+    while worker.borrow_mut().serve_clients(now(), &listener).is_ok() {}
+}
+
+fn assert_documented(topic: &str, bytes: usize) {
+    let most = crate::test_memory_table::documented(topic);
+    println!("{topic}: {bytes} bytes");
+    assert!(bytes <= most && most < bytes + bytes / 4, "{topic}: {bytes} bytes, and {most} are documented");
+}
+
+// None of them can be sent together with the one before it.
+#[tokio::test(flavor = "current_thread")]
+async fn what_waits_to_be_sent_takes_what_is_documented_however_short_it_is() {
+    let mut blueprint = blueprint(15_740..=15_743);
+    blueprint.policy.allow = vec!["127.0.0.2/32".parse().unwrap()];
+    let (worker, _, plan) = worker_of(&blueprint);
+    let client = &allocate_for(&worker, &plan, 1).await[0];
+    let [bound, other, permitted] = [(); 3].map(|()| UdpSocket::bind("127.0.0.2:0").unwrap());
+    let nonce = plan.snapshot.nonces.mint(UNIX, client.local_addr().unwrap());
+    for (channel, peer) in [(0x4000, &bound), (0x4001, &other)] {
+        client.send_to(&bind_channel(nonce.as_str(), channel, peer.local_addr().unwrap()), plan.address).unwrap();
+        serve(&worker).await;
+    }
+    // Data between two channels in turn.
+    if !send_merged(client, plan.address, &[0x40, 0, 0, 4, 1, 2, 3, 4, 0x40, 1, 0, 4, 1, 2, 3, 4], 8) {
+        return;
+    }
+    serve_all(&worker);
+    // Requests, each with a response.
+    let mut binding = [0; 20];
+    MessageWriter::new(&mut binding, Class::Request, Method::BINDING, TransactionId::new([1; 12])).finish().unwrap();
+    assert!(send_merged(client, plan.address, &binding, 20));
+    serve_all(&worker);
+    // Data indications, each with a header of its own.
+    let (id, relay) = worker.borrow().shell.relays.iter().map(|relay| (relay.id, relay.address)).next().unwrap();
+    assert!(send_merged(&permitted, relay, b"data", 4));
+    worker.borrow_mut().shell.relays.set_ready(ready(id, false));
+    while worker.borrow_mut().shell.serve_relays(now()) {}
+    let all = u64::try_from(DATAGRAMS * MERGED).unwrap();
+    let sent = [Outcome::RelayedToPeer, Outcome::Answered(turn::RequestMethod::Binding), Outcome::RelayedToClient];
+    assert_eq!(sent.map(|outcome| counters(&worker).get(outcome)), [all; 3]);
+    let worker = worker.borrow();
+    assert_documented("Datagrams of a worker that wait for peers", worker.datagrams.outbox_memory());
+    assert_documented("Datagrams of a worker that wait for clients", worker.shell.to_clients.outbox_memory());
+}
