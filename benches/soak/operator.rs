@@ -10,8 +10,8 @@ use std::time::Duration;
 use turnserver::clock::Clock;
 
 use crate::clients::VICTIM;
-use crate::support::{Controlled, TIMEOUT};
 use crate::support::certificates::Authority;
+use crate::support::{Controlled, TIMEOUT};
 use crate::tally::Tally;
 
 /// The time between two actions.

@@ -96,7 +96,10 @@ impl fmt::Display for Sample {
         let Self { other_ports, relayed, dropped, rejected, .. } = self;
         let (minutes, seconds) = (self.at.as_secs() / 60, self.at.as_secs() % 60);
         write!(f, "{minutes:>3}:{seconds:02}  {resident:>7}  {descriptors:>5}  {allocations:>11}  {permissions:>11}")?;
-        write!(f, "  {channels:>8}  {used_ports:>5}  {other_ports:>6}  {connections:>11}  {relayed:>9}  {dropped:>9}  {rejected:>8}")
+        write!(
+            f,
+            "  {channels:>8}  {used_ports:>5}  {other_ports:>6}  {connections:>11}  {relayed:>9}  {dropped:>9}  {rejected:>8}"
+        )
     }
 }
 
@@ -123,7 +126,8 @@ impl Verdict {
         }
         let (calls, postponed) = (tally.calls.get(), tally.postponed.get());
         if postponed > calls {
-            problems.push(format!("{postponed} attempts were rejected during short drains, and {calls} calls were made"));
+            problems
+                .push(format!("{postponed} attempts were rejected during short drains, and {calls} calls were made"));
         }
         if [&tally.calls, &tally.reloads, &tally.kicked, &tally.certificates, &tally.drains]
             .iter()

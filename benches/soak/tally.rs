@@ -78,6 +78,9 @@ impl fmt::Display for Tally {
         writeln!(f, "{calls} valid calls ({postponed} attempts during drains), {returned} of {sent} packets returned")?;
         writeln!(f, "{victims} calls that could be kicked, {left} allocations left behind")?;
         writeln!(f, "{broken} broken clients, {hostile} hostile ones")?;
-        write!(f, "{reloads} reloads, {kicks} kicks of {kicked} sessions, {certificates} new certificates, {drains} drains")
+        write!(
+            f,
+            "{reloads} reloads, {kicks} kicks of {kicked} sessions, {certificates} new certificates, {drains} drains"
+        )
     }
 }

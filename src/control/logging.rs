@@ -10,9 +10,9 @@ use std::io::{self, IsTerminal as _, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::panic::PanicHookInfo;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -429,7 +429,12 @@ mod tests {
         let lost = Arc::clone(&queued.lost);
         drop(queued);
         let mut out = Vec::new();
-        write(&lines, &lost, &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
+        write(
+            &lines,
+            &lost,
+            &Layout::new(LogFormat::Text, true),
+            Output { stream: &mut out, torn: &Mutex::new(false) },
+        );
         let notice = "<4> WARN log lines were lost here because standard error is not read fast enough \
                       event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out).unwrap(), format!("one\n{notice}two\n"));
@@ -443,7 +448,12 @@ mod tests {
         drop(queued);
         let (reader, mut out) = io::pipe().unwrap();
         drop(reader);
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, false), Output { stream: &mut out, torn: &Mutex::new(false) });
+        write(
+            &lines,
+            &AtomicU64::new(0),
+            &Layout::new(LogFormat::Text, false),
+            Output { stream: &mut out, torn: &Mutex::new(false) },
+        );
     }
 
     /// A file that refuses some writes, like one that has reached the limit of its size until it is emptied.
@@ -482,7 +492,12 @@ mod tests {
         }
         drop(queued);
         let mut out = Refusing { room: 0, refusals: 2, written: Vec::new() };
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
+        write(
+            &lines,
+            &AtomicU64::new(0),
+            &Layout::new(LogFormat::Text, true),
+            Output { stream: &mut out, torn: &Mutex::new(false) },
+        );
         let notice = "<4> WARN log lines were lost here because standard error could not be written: File too large \
                       (os error 27) event=\"lines-lost\" count=2\n";
         assert_eq!(String::from_utf8(out.written).unwrap(), format!("three\n{notice}four\n"));
@@ -498,7 +513,12 @@ mod tests {
         drop(queued);
         // The line break before `three` is refused, too.
         let mut out = Refusing { room: 6, refusals: 2, written: Vec::new() };
-        write(&lines, &AtomicU64::new(0), &Layout::new(LogFormat::Text, true), Output { stream: &mut out, torn: &Mutex::new(false) });
+        write(
+            &lines,
+            &AtomicU64::new(0),
+            &Layout::new(LogFormat::Text, true),
+            Output { stream: &mut out, torn: &Mutex::new(false) },
+        );
         let written = String::from_utf8(out.written).unwrap();
         assert!(written.starts_with("one\ntw\nfour\n<4> WARN ") && written.ends_with(" count=2\n"), "{written}");
     }

@@ -262,7 +262,7 @@ impl Server {
     }
 
     /// Remembers a reservation, to end it in time. If this needs more memory, it first forgets the reservations that have
-    /// been claimed, so that the memory is for at most four times as many as are not.
+    /// been claimed, so that the memory is for at most four times as many as are not, or for 32.
     pub(crate) fn remember_reservation(&mut self, until: Deadline, token: Token, address: Arc<RelayAddress>) {
         if self.reserved.len() == self.reserved.capacity() {
             self.reserved.retain(|(_, token, address)| address.reservations.find(*token).is_some());

@@ -79,7 +79,8 @@ fn a_panic_of_a_worker_ends_the_process_with_a_line_that_names_it() {
     // The other worker ends its allocations.
     let of_other = |event: &str| -> Vec<&LogLine> {
         let wanted = |line: &&LogLine| {
-            line.field("event").as_deref() == Some(event) && line.field("session").is_some_and(|id| id.starts_with("0-"))
+            line.field("event").as_deref() == Some(event)
+                && line.field("session").is_some_and(|id| id.starts_with("0-"))
         };
         ended.logs.iter().filter(wanted).collect()
     };

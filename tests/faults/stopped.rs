@@ -1,19 +1,23 @@
 //! A server that does not run for a while.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use turnserver::client::Request;
 use turnserver::clock::Clock;
 use turnserver::net::limits::raise_open_files;
 
 use super::call::{Call, wait_for_response};
 use super::clock::{Jumping, Shifted};
+use super::errors::threads;
 use super::inventory::{Inventory, Metrics, memory, settings, wait_for_allocations, wait_for_sum};
 use crate::support::client::{Client, Login, Session};
-use crate::support::{Controlled, LogLine, TIMEOUT};
+use crate::support::{Controlled, LogLine, Server, TIMEOUT};
 
 const ALLOCATIONS: usize = 5_000;
 
@@ -55,6 +59,19 @@ fn refresh(client: &Client, session: &Session, seconds: u32) -> Option<u16> {
     client.request(session, request.method(), &|writer| request.encode(writer)).error()
 }
 
+/// Waits until the workers wait. An iteration in which the server was stopped would last as long.
+fn wait_until_idle(server: &Server) {
+    let waits = |thread: &Pid| {
+        let stat = fs::read_to_string(format!("/proc/{}/task/{thread}/stat", server.id())).unwrap();
+        stat.rsplit_once(") ").unwrap().1.starts_with('S')
+    };
+    let clock = Clock::start();
+    while !threads(server.id(), "worker-").iter().all(waits) {
+        assert!(clock.elapsed() < TIMEOUT, "the workers do not become idle");
+        thread::yield_now();
+    }
+}
+
 /// Stops a server, which gets packets in this time, and half of whose allocations expire. If `time` is given, it is stopped
 /// at least that long.
 fn assert_recovers(time: Option<Duration>) {
@@ -79,6 +96,7 @@ fn assert_recovers(time: Option<Duration>) {
     }
     let (before, held) = (median(&call), memory(&shifted.controlled));
 
+    wait_until_idle(server);
     server.signal(Signal::SIGSTOP);
     shifted.shift(EXPIRED);
     // All of this waits for the server, or is lost in full buffers.

@@ -131,12 +131,12 @@ pub(super) struct Outbound {
     shared: Rc<Shared>,
     control: VecDeque<u8>,
     data: Buffer,
-    /// The memory of `control`, `data` and `settled` that `shared` includes.
+    /// The memory of `control` and `data` that `shared` includes.
     counted: usize,
     /// The number of bytes of the first message that are written. `data` does not contain them.
     begun: usize,
     /// The results for messages that were written or dropped: one for each outcome of each relay socket, however many
-    /// messages there were, so that dropping messages never takes more memory than it frees.
+    /// messages there were. They are few, so `counted` does not include them, and a poll frees none.
     settled: Vec<SendResult>,
     /// Wakes the task that writes.
     writer: Option<Waker>,
@@ -236,8 +236,7 @@ impl Outbound {
 
     /// Updates the memory of all queues.
     fn count_memory(&mut self) {
-        let results = self.settled.capacity() * size_of::<SendResult>();
-        let memory = self.control.capacity() + self.data.memory() + results;
+        let memory = self.control.capacity() + self.data.memory();
         self.shared.replace(self.counted, memory);
         self.counted = memory;
     }

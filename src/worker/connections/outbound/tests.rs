@@ -160,10 +160,7 @@ fn waiting(queues: &[Rc<RefCell<Outbound>>]) -> Vec<usize> {
 
 /// Returns the memory of all queues.
 fn memory(queues: &[Rc<RefCell<Outbound>>]) -> usize {
-    let of = |queue: &Outbound| {
-        queue.control.capacity() + queue.data.memory() + queue.settled.capacity() * size_of::<SendResult>()
-    };
-    queues.iter().map(|queue| of(&queue.borrow())).sum()
+    queues.iter().map(|queue| queue.borrow().control.capacity() + queue.borrow().data.memory()).sum()
 }
 
 #[test]
@@ -305,6 +302,7 @@ fn dropping_small_messages_of_two_sockets_frees_their_memory() {
     let held = shared.held.get();
     shared.limit(held - 1, queues.iter());
     assert_eq!(waiting(&queues).iter().filter(|waiting| **waiting == 0).count(), 1);
-    assert!(shared.held.get() <= held / 2 + 1_000, "{} of {held}", shared.held.get());
-    assert_eq!(shared.held.get(), memory(&queues));
+    let results = |queue: &Rc<RefCell<Outbound>>| queue.borrow().settled.capacity() * size_of::<SendResult>();
+    let present = memory(&queues) + queues.iter().map(results).sum::<usize>();
+    assert!(present <= held / 2 + 1_000, "{present} of {held}");
 }
