@@ -6,18 +6,22 @@ use crate::stun::attribute::ChannelNumber;
 /// The most datagrams that every kernel merges into one.
 const MERGED: usize = 64;
 
-/// The number of datagrams that wait for the worker: four times as many, when they are no longer merged, as are sent at once.
+/// The number of merged datagrams that wait for the worker, after one that is not. That is four times as many datagrams as
+/// are sent at once.
 const DATAGRAMS: usize = 64;
-const ALL: u64 = (DATAGRAMS * MERGED) as u64;
+const ALL: u64 = (1 + DATAGRAMS * MERGED) as u64;
 
-/// Sends datagrams, each of which consists of the same bytes again and again, in `length` bytes for each that the kernel
-/// has merged. Returns whether the kernel can send them.
-fn send_merged(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], length: i32) -> bool {
-    if setsockopt(socket, sockopt::UdpGsoSegment, &length).is_err() {
+/// Sends one datagram, and then those that the kernel has merged, each of `length` bytes. They consist of `bytes`, again
+/// and again. Returns whether the kernel can send them.
+fn send_merged(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], length: u16) -> bool {
+    let single = &bytes[..usize::from(length)];
+    assert_eq!(socket.send_to(single, to).unwrap(), single.len());
+    if setsockopt(socket, sockopt::UdpGsoSegment, &i32::from(length)).is_err() {
         return false;
     }
-    let datagram = bytes.repeat(MERGED * usize::try_from(length).unwrap() / bytes.len());
-    (0..DATAGRAMS).for_each(|_| assert_eq!(socket.send_to(&datagram, to).unwrap(), datagram.len()));
+    let merged = bytes.repeat(MERGED * single.len() / bytes.len());
+    (0..DATAGRAMS).for_each(|_| assert_eq!(socket.send_to(&merged, to).unwrap(), merged.len()));
+    setsockopt(socket, sockopt::UdpGsoSegment, &0).unwrap();
     true
 }
 
@@ -34,10 +38,11 @@ fn bind_channel(nonce: &str, channel: u16, peer: SocketAddr) -> Vec<u8> {
     writer.finish().unwrap().to_vec()
 }
 
-/// Serves the listener until this outcome is counted for all datagrams.
-async fn serve_all(worker: &RefCell<Worker>, outcome: Outcome) {
+/// Serves the listener until this many packets more have their outcome.
+async fn serve_all(worker: &RefCell<Worker>) {
+    let before = counted(worker);
     let all = async {
-        while counters(worker).get(outcome) < ALL {
+        while counted(worker) < before + ALL {
             serve(worker).await;
         }
     };
@@ -50,7 +55,7 @@ fn assert_documented(topic: &str, bytes: usize) {
     assert!(bytes <= most && most < bytes + bytes / 4, "{topic}: {bytes} bytes, and {most} are documented");
 }
 
-// None of them can be sent together with the one before it.
+// Few of them can be sent together.
 #[tokio::test(flavor = "current_thread")]
 async fn what_waits_to_be_sent_takes_what_is_documented_however_short_it_is() {
     let mut blueprint = blueprint(15_740..=15_743);
@@ -67,18 +72,26 @@ async fn what_waits_to_be_sent_takes_what_is_documented_however_short_it_is() {
     if !send_merged(client, plan.address, &[0x40, 0, 0, 4, 1, 2, 3, 4, 0x40, 1, 0, 4, 1, 2, 3, 4], 8) {
         return;
     }
-    serve_all(&worker, Outcome::RelayedToPeer).await;
-    // Requests, each with a response.
-    let mut binding = [0; 20];
-    MessageWriter::new(&mut binding, Class::Request, Method::BINDING, TransactionId::new([1; 12])).finish().unwrap();
-    assert!(send_merged(client, plan.address, &binding, 20));
-    serve_all(&worker, Outcome::Answered(turn::RequestMethod::Binding)).await;
-    // Data indications, each with a header of its own.
+    serve_all(&worker).await;
+    // Requests whose responses differ in their lengths.
+    let mut requests = [0; 56];
+    let (binding, allocate) = requests.split_at_mut(28);
+    let mut writer = MessageWriter::new(binding, Class::Request, Method::BINDING, TransactionId::new([1; 12]));
+    writer.fingerprint();
+    writer.finish().unwrap();
+    let mut writer = MessageWriter::new(allocate, Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]));
+    writer.push(&RequestedTransport::UDP);
+    writer.finish().unwrap();
+    assert!(send_merged(client, plan.address, &requests, 28));
+    serve_all(&worker).await;
+    // Data indications, each with a header and padding.
     let (id, relay) = worker.borrow().shell.relays.iter().map(|relay| (relay.id, relay.address)).next().unwrap();
-    assert!(send_merged(&permitted, relay, b"data", 4));
+    assert!(send_merged(&permitted, relay, b"dat", 3));
     worker.borrow_mut().shell.relays.set_ready(ready(id, false));
     while worker.borrow_mut().shell.serve_relays(now()) {}
-    assert_eq!(counters(&worker).get(Outcome::RelayedToClient), ALL);
+    let binding = Outcome::Answered(turn::RequestMethod::Binding);
+    let sent = [Outcome::RelayedToPeer, binding, Outcome::RelayedToClient];
+    assert_eq!(sent.map(|outcome| counters(&worker).get(outcome)), [ALL, 1 + ALL / 2, ALL]);
     let worker = worker.borrow();
     assert_documented("Datagrams of a worker that wait for peers", worker.datagrams.outbox_memory());
     assert_documented("Datagrams of a worker that wait for clients", worker.shell.to_clients.outbox_memory());
