@@ -98,7 +98,7 @@ fn responses_over_http_that_are_not_read_take_what_is_documented() {
         addresses.iter().copied().for_each(until_closed);
         grown
     };
-    let (bound, beyond) = (push(2 * COUNT), push(4 * COUNT));
+    let (bound, beyond) = (push(4 * COUNT), push(8 * COUNT));
     judge("A response over HTTP that is not read", COUNT, [bound, beyond, memory.grown()]);
 }
 
