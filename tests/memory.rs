@@ -97,7 +97,7 @@ mod memory {
         assert!(bound <= count * most + NOISE, "{topic}: {each} bytes each, and {most} are documented");
         assert!(2 * (bound + NOISE) > count * most, "{topic}: {each} bytes each, and {most} are documented");
         // The allocator does not reuse all that is free.
-        let no_more = bound + bound / 20 + NOISE;
+        let no_more = bound + bound / 4 + NOISE;
         assert!(beyond <= no_more, "{topic}: {bound} bytes at the bound, {beyond} beyond it");
         assert!(after <= no_more, "{topic}: {bound} bytes at the bound, {after} after all have gone");
     }
