@@ -14,7 +14,8 @@ const ALL: u64 = (1 + DATAGRAMS * MERGED) as u64;
 /// Sends one datagram, and then those that the kernel has merged, each of `length` bytes. They consist of `bytes`, again
 /// and again. Returns whether the kernel can send them.
 fn send_merged(socket: &UdpSocket, to: SocketAddr, bytes: &[u8], length: u16) -> bool {
-    let single = &bytes[..usize::from(length)];
+    // Unlike the first merged one, if they differ.
+    let single = &bytes[bytes.len() - usize::from(length)..];
     assert_eq!(socket.send_to(single, to).unwrap(), single.len());
     if setsockopt(socket, sockopt::UdpGsoSegment, &i32::from(length)).is_err() {
         return false;
@@ -91,7 +92,7 @@ async fn what_waits_to_be_sent_takes_what_is_documented_however_short_it_is() {
     while worker.borrow_mut().shell.serve_relays(now()) {}
     let binding = Outcome::Answered(turn::RequestMethod::Binding);
     let sent = [Outcome::RelayedToPeer, binding, Outcome::RelayedToClient];
-    assert_eq!(sent.map(|outcome| counters(&worker).get(outcome)), [ALL, 1 + ALL / 2, ALL]);
+    assert_eq!(sent.map(|outcome| counters(&worker).get(outcome)), [ALL, ALL / 2, ALL]);
     let worker = worker.borrow();
     assert_documented("Datagrams of a worker that wait for peers", worker.datagrams.outbox_memory());
     assert_documented("Datagrams of a worker that wait for clients", worker.shell.to_clients.outbox_memory());
