@@ -120,7 +120,6 @@ fn check_length(case: &Case<'_>, request: &Message<'_>, length: usize, outcome: 
     let (is_ipv4, headers) = if case.tuple.client.is_ipv4() { (true, 28) } else { (false, 48) };
     let most = match outcome {
         Outcome::Answered(RequestMethod::Binding) if is_ipv4 => 125,
-        // 92 bytes for 68, which is 1.35 when it is rounded.
         Outcome::Answered(RequestMethod::Binding) => 136,
         Outcome::Rejected(RejectionCode::UnknownAttribute) => 125,
         Outcome::Rejected(RejectionCode::Unauthenticated | RejectionCode::StaleNonce) => 200,

@@ -256,7 +256,7 @@ impl Shell {
     /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.
     ///
     /// Every task that may have queued some calls it before it waits or yields: while clients keep connecting, for
-    /// example, the iteration does not end.
+    /// example, the thread never waits.
     pub(super) fn flush_to_clients(&mut self) {
         let Self { to_clients, listeners, statistics, server, packet_log, clock, .. } = self;
         let sockets = listeners.iter().map(|listener| listener.socket.get_ref());
