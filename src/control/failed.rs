@@ -234,7 +234,8 @@ mod tests {
 
     #[test]
     fn a_failure_is_forgotten_with_its_listener_and_does_not_concern_a_newer_one_at_its_address() {
-        let wanted = [at(Transport::Udp, "127.0.0.1:0"), at(Transport::Tcp, "127.0.0.1:0")];
+        // No other test uses this address, so none takes the port while no listener has it.
+        let wanted = [at(Transport::Udp, "127.31.7.2:0"), at(Transport::Tcp, "127.31.7.2:0")];
         let mut failed = FailedListeners::new(WORKERS);
         let (mut listeners, _) = next(&Listeners::default(), &wanted, &[]);
         let [udp, tcp] = [listeners.endpoints()[0], listeners.endpoints()[1]];
