@@ -410,6 +410,7 @@ impl World {
         let now = self.now();
         self.commanded = Some(EndReason::ConnectionClosed);
         self.workers[at].server.connection_closed(now, tuple);
+        self.abandon(at, tuple);
         assert_eq!(self.workers[at].server.allocation_of(tuple), None);
         self.carry_out(at);
     }
@@ -427,6 +428,7 @@ impl World {
             self.commanded = Some(EndReason::ListenerRemoved);
             server.end_unserved(now, id);
             assert_eq!(server.allocation_of(tuple), None);
+            self.abandon(at, tuple);
         }
         self.carry_out(at);
     }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::rights::{Reservation, Rights};
+use super::rights::{Opening, Reservation, Rights};
 use super::{Worker, World};
 use crate::fuzzing::credentials::{self, Signature};
 use crate::stun::attribute::{AddressFamily, Data, XorPeerAddress};
@@ -87,7 +87,8 @@ impl World {
         let is_live =
             |rights: &&Rights| rights.tuple == *tuple && rights.relays.values().any(|relay| relay.until > self.ms);
         let open = rights.values().find(is_live).map(|rights| &rights.signature);
-        open.or_else(|| opening.iter().find(|opening| opening.tuple == *tuple).map(|opening| &opening.signature))
+        let is_own = |opening: &&Opening| opening.tuple == *tuple && opening.is_live(self.ms);
+        open.or_else(|| opening.iter().find(is_own).map(|opening| &opening.signature))
     }
 
     /// Whether nothing is left of any client.

@@ -125,6 +125,15 @@ pub(super) struct Opening {
     asked: Asked,
     /// Its relay address.
     table: Arc<RelayAddress>,
+    /// Whether its allocation has ended before its result is known.
+    is_abandoned: bool,
+}
+
+impl Opening {
+    /// Whether it is of an allocation that has not ended.
+    pub(super) fn is_live(&self, now: u64) -> bool {
+        !self.is_abandoned && self.asked.until > now
+    }
 }
 
 impl World {
@@ -168,7 +177,15 @@ impl World {
             let reservation = self.reservations.swap_remove(found.expect("a token is claimed once"));
             assert_eq!(reservation.bind, spec.bind, "a token gives the reserved port");
         }
+        // A client has one allocation, so an earlier one has ended.
+        self.abandon(at, tuple);
         self.open_next(at, *tuple, spec, request.to_vec(), signature.clone(), asked);
+    }
+
+    /// Records that the allocation of a client has ended, if its sockets are being opened.
+    pub(super) fn abandon(&mut self, at: usize, tuple: &FiveTuple) {
+        let own = self.workers[at].opening.iter_mut().filter(|opening| opening.tuple == *tuple);
+        own.for_each(|opening| opening.is_abandoned = true);
     }
 
     /// Records a socket that an Allocate request needs.
@@ -189,7 +206,7 @@ impl World {
         let worker = &mut self.workers[at];
         assert!(!worker.open.contains_key(&spec.socket), "sockets are identified uniquely");
         assert!(worker.opening.iter().all(|other| other.spec.socket != spec.socket));
-        worker.opening.push(Opening { spec, tuple, request, signature, asked, table });
+        worker.opening.push(Opening { spec, tuple, request, signature, asked, table, is_abandoned: false });
     }
 
     /// Reports the result of a requested socket.
@@ -198,16 +215,18 @@ impl World {
             return;
         }
         let which = which % self.workers[at].opening.len();
-        let Opening { spec, tuple, request, signature, mut asked, table } = self.workers[at].opening.swap_remove(which);
+        let opening = self.workers[at].opening.swap_remove(which);
+        let is_live = opening.is_live(self.ms);
+        let Opening { spec, tuple, request, signature, mut asked, table, is_abandoned: _ } = opening;
         // The kernel binds an address once.
         if result.is_ok() && self.workers.iter().any(|worker| worker.binds(spec.bind)) {
             result = Err(OpenError::PortInUse);
         }
         let (opened, buffer) = self.socket_opened(at, &spec, result);
         let is_used = !matches!(opened, Opened::Abandoned);
+        assert!(is_live || !is_used, "an allocation that has ended is not opened");
         match (result, is_used) {
             (Ok(()), true) => {
-                assert!(asked.until > self.ms, "an allocation that has expired is not opened");
                 asked.opened.insert(spec.bind, Relayed { table: Arc::clone(&table), until: asked.until });
                 self.workers[at].open.insert(spec.socket, spec.bind);
             }
