@@ -22,6 +22,7 @@ pub mod net;
 pub mod offload;
 pub mod printable;
 pub mod privacy;
+pub mod proxy_protocol;
 pub mod setting;
 pub mod special_purpose;
 pub mod stun;

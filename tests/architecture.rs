@@ -36,6 +36,7 @@ mod architecture {
         ("generate", &[]),
         ("setting", &[]),
         ("special_purpose", &[]),
+        ("proxy_protocol", &[]),
         ("ip_fields", &[]),
         ("transport", &["ip_fields"]),
         ("stun", &[]),
@@ -67,7 +68,10 @@ mod architecture {
         ),
         ("coturn", &["printable", "special_purpose"]),
         ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
-        ("worker", &["clock", "ip_fields", "net", "offload", "privacy", "setting", "transport", "turn"]),
+        (
+            "worker",
+            &["clock", "ip_fields", "net", "offload", "privacy", "proxy_protocol", "setting", "transport", "turn"],
+        ),
         (
             "control",
             &[
@@ -118,6 +122,7 @@ mod architecture {
         "special_purpose",
         "ip_fields",
         "printable",
+        "proxy_protocol",
         "transport",
         "stun",
         "auth",
