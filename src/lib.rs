@@ -5,6 +5,7 @@
 //! `docs/architecture.md` describes the threads and the path of a packet.
 
 pub mod auth;
+mod by_source;
 pub mod client;
 pub mod clock;
 pub mod config;
@@ -12,6 +13,7 @@ pub mod control;
 pub mod coturn;
 pub mod doctor;
 pub mod file;
+mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod generate;

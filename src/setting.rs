@@ -44,6 +44,7 @@ settings! {
     RFC5766_CHANNELS = "compat.rfc5766-channels";
     CONTROL_SOCKET = "control.socket";
     HTTP_LISTEN = "http.listen";
+    FRONT_LISTEN = "front.listen";
     HTTP_KEYS = "http.keys";
     HTTP_KEYS_FILE = "http.keys-file";
     HTTP_METRICS_FROM = "http.metrics-from";

@@ -33,6 +33,7 @@ mod architecture {
 
     /// The modules that each module of the library may use.
     const DEPENDENCIES: &[(&str, &[&str])] = &[
+        ("by_source", &[]),
         ("generate", &[]),
         ("setting", &[]),
         ("special_purpose", &[]),
@@ -48,6 +49,7 @@ mod architecture {
         ("printable", &[]),
         ("privacy", &["auth", "printable"]),
         ("http", &["net", "privacy"]),
+        ("front", &["by_source", "config", "http", "net", "privacy", "proxy_protocol"]),
         ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("client", &["auth", "printable", "stun", "turn"]),
         (
@@ -70,7 +72,18 @@ mod architecture {
         ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
         (
             "worker",
-            &["clock", "ip_fields", "net", "offload", "privacy", "proxy_protocol", "setting", "transport", "turn"],
+            &[
+                "by_source",
+                "clock",
+                "ip_fields",
+                "net",
+                "offload",
+                "privacy",
+                "proxy_protocol",
+                "setting",
+                "transport",
+                "turn",
+            ],
         ),
         (
             "control",
@@ -79,6 +92,7 @@ mod architecture {
                 "clock",
                 "config",
                 "file",
+                "front",
                 "http",
                 "net",
                 "offload",
@@ -118,6 +132,7 @@ mod architecture {
 
     /// The modules that must not use sockets, clocks, locks, threads or tasks.
     const PURE: &[&str] = &[
+        "by_source",
         "setting",
         "special_purpose",
         "ip_fields",

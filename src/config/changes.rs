@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::{Config, ControlSocket, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser, format_duration};
+use super::{Config, ControlSocket, Front, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser, format_duration};
 
 /// A key whose value differs between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +111,7 @@ impl<'c> Comparison<'c> {
         self.limits();
         self.rest();
         self.http();
+        self.fronts();
     }
 
     fn general(&mut self) {
@@ -247,6 +248,23 @@ impl<'c> Comparison<'c> {
         self.entries("http.keys.user-prefix", keys(|key| key.user_prefix.clone()));
         self.entries("http.keys.origins", keys(|key| list(&key.origins)));
         self.entries("http.keys.requests-per-second", keys(|key| or_no_limit(key.requests_per_second)));
+    }
+
+    fn fronts(&mut self) {
+        let fronts = |value: fn(&Front) -> String| {
+            move |config: &Config| {
+                let entry = |front: &Front| (front.listen.to_string(), value(front));
+                config.fronts.iter().map(entry).collect::<Vec<_>>()
+            }
+        };
+        self.entries("front.listen", fronts(|_| String::new()));
+        self.entries("front.web", fronts(|front| front.web.to_string()));
+        self.entries("front.names", fronts(|front| list(&front.names)));
+        self.entries("front.without-name", fronts(|front| front.without_name.as_str().to_owned()));
+        self.entries("front.http", fronts(|front| front.http.to_string()));
+        self.entries("front.proxy-protocol", fronts(|front| front.proxy_protocol.to_string()));
+        self.entries("front.connections", fronts(|front| front.connections.to_string()));
+        self.entries("front.idle", fronts(|front| format_duration(front.idle)));
     }
 }
 

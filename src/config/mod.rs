@@ -27,6 +27,7 @@ mod changes;
 mod coturn;
 mod credentials;
 mod duration;
+mod front;
 mod general;
 mod http;
 mod http_keys;
@@ -97,6 +98,9 @@ pub struct Config {
     pub control: Control,
     /// The HTTP listeners.
     pub http: Http,
+    /// The ports that the relay shares with a web site, with distinct addresses, none of which is that of a TCP or TLS
+    /// listener or of an HTTP listener.
+    pub fronts: Vec<Front>,
     /// The files that the configuration names, except systemd credentials: the key and the path.
     pub files: Vec<(&'static str, PathBuf)>,
     /// The warnings, in the order in which they were found.
@@ -376,6 +380,71 @@ pub struct HttpKey {
     pub requests_per_second: u32,
 }
 
+/// `[[front]]`: a port that the relay shares with a web site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Front {
+    /// The address of the listener. `[::]` also accepts IPv4. Port 0 selects a free port.
+    pub listen: SocketAddr,
+    /// The web site.
+    pub web: WebSite,
+    /// The server names of the relay (RFC 6066 §3).
+    pub names: Vec<String>,
+    /// Who gets TLS clients that send no server name.
+    pub without_name: WithoutName,
+    /// Whether browsers that use a name of the relay get the pages of `[http]` in place of the web site.
+    pub http: bool,
+    /// Whether the web site gets the addresses of its visitors in a PROXY header of version 2.
+    pub proxy_protocol: bool,
+    /// Connections at the same time, 1 to 1 000 000.
+    pub connections: u32,
+    /// The longest time without data between a visitor and the web site, 1 s to 1 day.
+    pub idle: Duration,
+}
+
+/// The port of HTTP, at which clients begin without TLS.
+pub(crate) const HTTP_PORT: u16 = 80;
+
+/// Where the web site behind a front listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WebSite {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for WebSite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Who gets TLS clients of a front that send no server name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WithoutName {
+    /// The web site.
+    #[default]
+    Web,
+    /// The relay.
+    Relay,
+}
+
+impl WithoutName {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Web, Self::Relay];
+
+    /// Returns the choice as written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Web => "web",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// `[log]`: what is logged, and how.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
@@ -476,6 +545,7 @@ impl Default for Config {
             log: Log::default(),
             control: Control::default(),
             http: Http::default(),
+            fronts: Vec::new(),
             files: Vec::new(),
             warnings: Vec::new(),
         }
@@ -622,12 +692,15 @@ impl Config {
         let auth = credentials::auth(&top, report);
         http_keys::warn_without_secret(&top, &http, &auth, report);
         credentials::warn_of_keys_without_realm(&top, &auth, report);
+        let hostname = general::hostname(&top, report);
+        let fronts = front::fronts(&top, &listen, &http, hostname.as_deref(), report);
+        let other_tls = http.tls || !fronts.is_empty();
         Self {
             realm: general::realm(&top, report),
-            hostname: general::hostname(&top, report),
+            hostname,
             workers,
             drain_deadline: general::drain_deadline(&top, report),
-            tls: tls::tls(&top, &listen, http.tls, report),
+            tls: tls::tls(&top, &listen, other_tls, report),
             listen,
             relay,
             auth,
@@ -640,6 +713,7 @@ impl Config {
             log: general::log(&top, report),
             control: http::control(&top, report),
             http,
+            fronts,
             files: paths::files(document, &report.directory),
             warnings: Vec::new(),
         }

@@ -75,9 +75,9 @@ impl<'t> Section<'t> {
             report.error(
                 &value.span(),
                 format!(
-                    "{} must be a list of tables: write each one as `[[{}.{key}]]`",
+                    "{} must be a list of tables: write each one as `[[{}]]`",
                     self.name(key),
-                    self.keys.path
+                    self.name(key).trim_matches('`')
                 ),
             );
             return Vec::new();

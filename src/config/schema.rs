@@ -12,7 +12,7 @@ impl TableKeys {
     pub(super) fn name(&self) -> String {
         match self.path {
             "" => "the top level".to_owned(),
-            "auth.users" | "http.keys" => format!("`[[{}]]`", self.path),
+            "auth.users" | "http.keys" | "front" => format!("`[[{}]]`", self.path),
             path => format!("`[{path}]`"),
         }
     }
@@ -38,6 +38,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "log",
         "control",
         "http",
+        "front",
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls"] };
@@ -83,9 +84,14 @@ pub(super) const HTTP: TableKeys = TableKeys {
 pub(super) const HTTP_KEY: TableKeys =
     TableKeys { path: "http.keys", keys: &["name", "sha256", "ttl", "user-prefix", "origins", "requests-per-second"] };
 
+pub(super) const FRONT: TableKeys = TableKeys {
+    path: "front",
+    keys: &["listen", "web", "names", "without-name", "http", "proxy-protocol", "connections", "idle"],
+};
+
 pub(super) const ALL: &[&TableKeys] = &[
     &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &OFFLOAD, &LOG,
-    &CONTROL, &HTTP, &HTTP_KEY,
+    &CONTROL, &HTTP, &HTTP_KEY, &FRONT,
 ];
 
 #[cfg(test)]

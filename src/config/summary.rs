@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::addresses::short;
 use super::{
     AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, OffloadInterfaces, OffloadMode,
-    RelayAddresses, StaticUser, format_duration,
+    RelayAddresses, StaticUser, WithoutName, format_duration,
 };
 use crate::privacy::{ClientAddresses, Usernames};
 
@@ -42,6 +42,7 @@ impl fmt::Display for Summary<'_> {
             log,
             control,
             http,
+            fronts,
             files: _,
             warnings: _,
         } = self.0;
@@ -258,6 +259,26 @@ impl fmt::Display for Summary<'_> {
         }
         for address in &http.listen {
             write!(f, "\nhttp     {}://{address}", if http.tls { "https" } else { "http" })?;
+        }
+        for front in fronts {
+            write!(f, "\nfront    {}: ", front.listen)?;
+            if front.names.is_empty() {
+                f.write_str("TURN without TLS")?;
+            } else {
+                write!(f, "TURN, also over TLS as {}", front.names.join(", "))?;
+            }
+            if front.without_name == WithoutName::Relay {
+                f.write_str(" and without a server name")?;
+            }
+            if front.http {
+                f.write_str("; browsers that use a name of it get the pages of [http]")?;
+            }
+            write!(f, "; everything else goes to {}", front.web)?;
+            if front.proxy_protocol {
+                f.write_str(" with a PROXY header")?;
+            }
+            let connections = plural(front.connections, "connection");
+            write!(f, "\n         at most {connections}; {} without data end one", format_duration(front.idle))?;
         }
         if !http.keys.is_empty() {
             let names: Vec<&str> = http.keys.iter().map(|key| key.name.as_str()).collect();

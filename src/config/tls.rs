@@ -6,8 +6,8 @@ use super::reader::Section;
 use super::{Tls, schema};
 use crate::transport::Endpoint;
 
-/// `http`: HTTP listeners use the certificate.
-pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], http: bool, report: &mut Report<'_>) -> Option<Tls> {
+/// `other`: HTTP listeners or fronts use the certificate.
+pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &mut Report<'_>) -> Option<Tls> {
     let required = listen.iter().any(|endpoint| endpoint.transport.is_encrypted());
     let Some(section) = top.section("tls", &schema::TLS, report) else {
         // A `tls` that is not a table has been reported already.
@@ -38,7 +38,7 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], http: bool, report: &m
     let (certificate, private_key) = (path("certificate"), path("private-key"));
     let listed = top.value("listen").and_then(|listen| listen.get_ref().get("tls")?.get_ref().as_array());
     // If all listed addresses are invalid, they have been reported already.
-    if !required && !http && listed.is_none_or(|list| list.is_empty()) {
+    if !required && !other && listed.is_none_or(|list| list.is_empty()) {
         if listen.iter().any(|endpoint| endpoint.transport.is_connection()) {
             report.warn(
                 &header,

@@ -1,4 +1,4 @@
-//! The control socket and the HTTP listeners.
+//! The control socket, and the TCP listeners of the HTTP server and of the fronts.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,13 +9,40 @@ use tokio::time::{Instant, timeout_at};
 
 use super::listeners::{Neighbours, overlaps};
 use super::start::StartError;
-use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket, Http};
+use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket};
 use crate::http::{self, FailedListener, ListenerChange, NewListener, Report, UnixSocket};
+use crate::setting::{FRONT_LISTEN, HTTP_LISTEN};
 use crate::transport::Endpoint;
 
-/// The HTTP listeners of the process.
-#[derive(Debug, Default)]
-pub(super) struct HttpListeners {
+/// A thread of this process that has TCP listeners of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Service {
+    Http,
+    Front,
+}
+
+impl Service {
+    /// The setting of its listeners.
+    pub(super) fn setting(self) -> &'static str {
+        match self {
+            Self::Http => HTTP_LISTEN,
+            Self::Front => FRONT_LISTEN,
+        }
+    }
+
+    /// Its name in a sentence.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Http => "the HTTP server",
+            Self::Front => "the thread of the fronts",
+        }
+    }
+}
+
+/// The TCP listeners of a service.
+#[derive(Debug)]
+pub(super) struct ServiceListeners {
+    service: Service,
     bound: Vec<Bound>,
     /// Counts the configurations.
     generation: u64,
@@ -34,8 +61,8 @@ struct Bound {
 
 /// The listeners of a new configuration. Their sockets are bound; nothing else has changed.
 #[derive(Debug)]
-pub(super) struct NewHttpListeners {
-    pub(super) listeners: HttpListeners,
+pub(super) struct NewServiceListeners {
+    pub(super) listeners: ServiceListeners,
     pub(super) change: ListenerChange,
     pub(super) difference: Difference,
 }
@@ -43,15 +70,25 @@ pub(super) struct NewHttpListeners {
 /// The listeners that a change opens and closes, for the log.
 #[derive(Debug)]
 pub(super) struct Difference {
+    service: Service,
     opened: Vec<SocketAddr>,
     closed: Vec<SocketAddr>,
     scheme: &'static str,
 }
 
-impl HttpListeners {
+impl ServiceListeners {
+    pub(super) fn new(service: Service) -> Self {
+        Self { service, bound: Vec::new(), generation: 0 }
+    }
+
     /// Returns the actual addresses.
     pub(super) fn addresses(&self) -> Vec<SocketAddr> {
         self.bound.iter().map(|own| own.actual).collect()
+    }
+
+    /// Returns the actual address of a listener.
+    pub(super) fn actual(&self, wanted: SocketAddr) -> Option<SocketAddr> {
+        self.bound.iter().find(|own| own.wanted == wanted).map(|own| own.actual)
     }
 
     /// Returns the addresses that a new configuration keeps or opens, and those that it closes.
@@ -61,38 +98,52 @@ impl HttpListeners {
         Neighbours { stay, go }
     }
 
-    /// Binds the listeners of a configuration, except those that these have. `clients`: the TCP listeners of the
-    /// clients.
+    /// Returns the addresses that listeners in `wanted` keep, and those that the others close.
+    pub(super) fn neighbours_of(&self, wanted: &[SocketAddr]) -> Neighbours {
+        let stays = |own: &&Bound| wanted.contains(&own.wanted) || wanted.contains(&own.actual);
+        let of = |all: Vec<&Bound>| all.into_iter().map(|own| own.actual).collect();
+        let (stay, go) = self.bound.iter().partition(stays);
+        Neighbours { stay: of(stay), go: of(go) }
+    }
+
+    /// Binds the listeners of a configuration, except those that these have. `others`: the other TCP listeners of this
+    /// process.
     ///
     /// # Errors
     /// If one of them cannot be bound. Then none is.
-    pub(super) fn preview(&self, config: &Http, clients: &Neighbours) -> Result<NewHttpListeners, StartError> {
+    pub(super) fn preview(
+        &self,
+        wanted: &[SocketAddr],
+        is_encrypted: bool,
+        others: &Neighbours,
+    ) -> Result<NewServiceListeners, StartError> {
+        let service = self.service;
         let (mut bound, mut open) = (Vec::<Bound>::new(), Vec::new());
         let generation = self.generation + 1;
         // Wildcards first: they hold their port on every address, so that specific addresses can share it.
-        let mut wanted: Vec<SocketAddr> = config.listen.clone();
+        let mut wanted = wanted.to_vec();
         wanted.sort_by_key(|address| !address.ip().is_unspecified());
         for wanted in wanted {
             if let Some(own) = self.bound.iter().find(|own| own.wanted == wanted || own.actual == wanted) {
                 bound.push(Bound { wanted, ..*own });
                 continue;
             }
-            if let Some(clients) = clients.conflict(wanted) {
-                return Err(StartError::HttpInUse { address: wanted, clients });
+            if let Some(other) = others.conflict(wanted) {
+                return Err(StartError::ServiceInUse { setting: service.setting(), address: wanted, other });
             }
             let is_own = self.bound.iter().chain(&bound).any(|own| overlaps(own.actual, wanted));
-            let (listener, actual) = http::Listener::tcp(wanted, is_own || clients.share(wanted))
-                .map_err(|error| StartError::Http { address: wanted, error })?;
+            let (listener, actual) = http::Listener::tcp(wanted, is_own || others.share(wanted))
+                .map_err(|error| StartError::Service { setting: service.setting(), address: wanted, error })?;
             open.push(NewListener { listener, address: actual, generation });
             bound.push(Bound { wanted, actual, generation });
         }
-        let listeners = Self { bound, generation };
+        let listeners = Self { service, bound, generation };
         let close = self.neighbours(&listeners).go;
         let opened = open.iter().map(|new| new.address).collect();
-        let scheme = if config.tls { "https" } else { "http" };
-        let difference = Difference { opened, closed: close.clone(), scheme };
-        let change = ListenerChange { open, close, is_encrypted: config.tls };
-        Ok(NewHttpListeners { listeners, change, difference })
+        let scheme = if is_encrypted { "https" } else { "http" };
+        let difference = Difference { service, opened, closed: close.clone(), scheme };
+        let change = ListenerChange { open, close, is_encrypted };
+        Ok(NewServiceListeners { listeners, change, difference })
     }
 
     /// Forgets a listener that has failed, so that the next reload opens it again. Returns whether it was one of these.
@@ -103,10 +154,10 @@ impl HttpListeners {
     }
 }
 
-/// The listeners of the HTTP server, and the way to it.
+/// The listeners of a service, and the way to its thread.
 #[derive(Debug)]
-pub(super) struct HttpServer {
-    pub(super) listeners: HttpListeners,
+pub(super) struct ServiceThread {
+    pub(super) listeners: ServiceListeners,
     handle: http::Handle,
     /// The number of the last change.
     last: u64,
@@ -116,9 +167,10 @@ pub(super) struct HttpServer {
     has_ended: bool,
 }
 
-/// What has become of a change of the HTTP listeners, and of earlier ones that were not complete.
-#[derive(Debug, Default)]
-pub(super) struct HttpChanged {
+/// What has become of a change of the listeners of a service, and of earlier ones that were not complete.
+#[derive(Debug)]
+pub(super) struct ServiceChanged {
+    service: Service,
     failed: Vec<FailedListener>,
     /// Whether the server has not changed all its listeners yet.
     is_pending: bool,
@@ -126,7 +178,12 @@ pub(super) struct HttpChanged {
     has_ended: bool,
 }
 
-impl HttpChanged {
+impl ServiceChanged {
+    /// Nothing was to be changed.
+    pub(super) fn nothing(service: Service) -> Self {
+        Self { service, failed: Vec::new(), is_pending: false, has_ended: false }
+    }
+
     /// Returns the result of this change and a later one.
     pub(super) fn and(mut self, later: Self) -> Self {
         self.failed.extend(later.failed);
@@ -145,35 +202,41 @@ impl HttpChanged {
     pub(super) fn show(&self, response: &mut Value) {
         let failed = self.failed.iter();
         let failed = failed.map(|failed| json!({ "address": failed.address, "error": failed.error.to_string() }));
-        response["http_pending"] = self.is_pending.into();
-        response["failed_http_listeners"] = failed.collect();
+        let [pending, failed_listeners] = match self.service {
+            Service::Http => ["http_pending", "failed_http_listeners"],
+            Service::Front => ["front_pending", "failed_front_listeners"],
+        };
+        response[pending] = self.is_pending.into();
+        response[failed_listeners] = failed.collect();
     }
 
     /// Logs why the change is not complete.
     pub(super) fn log_gaps(&self) {
+        let name = self.service.name();
         for FailedListener { address, error, .. } in &self.failed {
             tracing::warn!(
                 event = "reload-incomplete", %address, %error,
-                "the HTTP server cannot use a listener; reload again"
+                "{name} cannot use a listener; reload again"
             );
         }
         if self.has_ended {
+            let also = if self.service == Service::Http { ", and the control socket, too" } else { "" };
             tracing::warn!(
                 event = "reload-incomplete",
-                "the thread of the HTTP server has ended, so its listeners and the control socket are closed. This is \
-                 a bug: restart the server, and please report it"
+                "{name} has ended, so its listeners are closed{also}. This is a bug: restart the server, and please \
+                 report it"
             );
         } else if self.is_pending {
             tracing::warn!(
                 event = "reload-incomplete",
-                "the HTTP server is busy and has not changed its listeners yet; it will do so when it is less busy"
+                "{name} is busy and has not changed its listeners yet; it will do so when it is less busy"
             );
         }
     }
 }
 
-impl HttpServer {
-    fn new(listeners: HttpListeners, handle: http::Handle) -> Self {
+impl ServiceThread {
+    fn new(listeners: ServiceListeners, handle: http::Handle) -> Self {
         Self { listeners, handle, last: 0, unfinished: Vec::new(), has_ended: false }
     }
 
@@ -182,16 +245,17 @@ impl HttpServer {
     /// # Errors
     /// If one of them cannot be opened, or the server has ended.
     pub(super) fn start(
-        listeners: HttpListeners,
+        listeners: ServiceListeners,
         change: ListenerChange,
         handle: http::Handle,
     ) -> Result<Self, StartError> {
         let mut server = Self::new(listeners, handle);
         server.begin(change);
         while !server.unfinished.is_empty() {
-            let report = server.handle.blocking_report().ok_or(StartError::HttpEnded)?;
+            let service = server.listeners.service;
+            let report = server.handle.blocking_report().ok_or(StartError::ServiceEnded(service.name()))?;
             if let Some(FailedListener { address, error, .. }) = server.take(report) {
-                return Err(StartError::Http { address, error });
+                return Err(StartError::Service { setting: service.setting(), address, error });
             }
         }
         Ok(server)
@@ -206,7 +270,7 @@ impl HttpServer {
     }
 
     /// Changes the listeners, and waits until that is complete, but not longer than `time`.
-    pub(super) async fn change(&mut self, change: ListenerChange, time: Duration) -> HttpChanged {
+    pub(super) async fn change(&mut self, change: ListenerChange, time: Duration) -> ServiceChanged {
         self.begin(change);
         let (deadline, mut failed) = (Instant::now() + time, Vec::new());
         while !self.unfinished.is_empty() {
@@ -219,7 +283,12 @@ impl HttpServer {
                 Err(_) => break,
             }
         }
-        HttpChanged { failed, is_pending: !self.unfinished.is_empty(), has_ended: self.has_ended }
+        ServiceChanged {
+            service: self.listeners.service,
+            failed,
+            is_pending: !self.unfinished.is_empty(),
+            has_ended: self.has_ended,
+        }
     }
 
     fn begin(&mut self, change: ListenerChange) {
@@ -240,24 +309,37 @@ impl HttpServer {
     }
 }
 
-impl NewHttpListeners {
-    /// Takes out the listeners to close whose ports the listeners of the clients need.
-    pub(super) fn take_closed_for(&mut self, clients: &[Endpoint]) -> Vec<SocketAddr> {
-        let tcp = |endpoint: &&Endpoint| endpoint.transport.is_connection();
-        let is_needed = |own: &SocketAddr| clients.iter().filter(tcp).any(|new| overlaps(new.address, *own));
+impl NewServiceListeners {
+    /// Takes out the listeners to close whose ports the listeners of the clients and these others need.
+    pub(super) fn take_closed_for(&mut self, clients: &[Endpoint], others: &[SocketAddr]) -> Vec<SocketAddr> {
+        let tcp = clients.iter().filter(|endpoint| endpoint.transport.is_connection()).map(|endpoint| endpoint.address);
+        let new: Vec<SocketAddr> = tcp.chain(others.iter().copied()).collect();
+        let is_needed = |own: &SocketAddr| new.iter().any(|new| overlaps(*new, *own));
         self.change.close.extract_if(.., |own| is_needed(own)).collect()
     }
 }
 
 impl Difference {
     /// Logs the difference, except for listeners that could not be opened. `present`: the listeners after it.
-    pub(super) fn log(&self, present: &HttpListeners) {
+    pub(super) fn log(&self, present: &ServiceListeners) {
         for address in &self.closed {
-            tracing::info!(event = "http-listener-closed", %address, "HTTP no longer listening");
+            match self.service {
+                Service::Http => {
+                    tracing::info!(event = "http-listener-closed", %address, "HTTP no longer listening");
+                }
+                Service::Front => tracing::info!(
+                    event = "front-closed", %address, "front no longer listening; connections on it continue"
+                ),
+            }
         }
         let is_open = |address: &&SocketAddr| present.bound.iter().any(|own| own.actual == **address);
         for address in self.opened.iter().filter(is_open) {
-            tracing::info!(event = "http-listening", %address, scheme = self.scheme, "HTTP listening");
+            match self.service {
+                Service::Http => {
+                    tracing::info!(event = "http-listening", %address, scheme = self.scheme, "HTTP listening");
+                }
+                Service::Front => tracing::info!(event = "front-listening", %address, "front listening"),
+            }
         }
     }
 }
@@ -303,8 +385,9 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(3_600);
 
-    fn config() -> Http {
-        Http { listen: vec!["127.0.0.1:0".parse().unwrap()], ..Config::default().http }
+    /// The addresses of a configuration with one listener.
+    fn one() -> Vec<SocketAddr> {
+        vec!["127.0.0.1:0".parse().unwrap()]
     }
 
     fn failed(change: &ListenerChange) -> Report {
@@ -312,20 +395,20 @@ mod tests {
         Report::Failed(FailedListener { address, generation, error: io::Error::other("no room") })
     }
 
-    fn server() -> (HttpServer, http::Changes) {
+    fn server() -> (ServiceThread, http::Changes) {
         let (handle, changes) = http::changes();
-        (HttpServer::new(HttpListeners::default(), handle), changes)
+        (ServiceThread::new(ServiceListeners::new(Service::Http), handle), changes)
     }
 
     /// Begins to use a configuration with one listener.
-    fn begin(server: &mut HttpServer) -> ListenerChange {
-        begin_with(server, &config())
+    fn begin(server: &mut ServiceThread) -> ListenerChange {
+        begin_with(server, &one())
     }
 
-    fn begin_with(server: &mut HttpServer, config: &Http) -> ListenerChange {
+    fn begin_with(server: &mut ServiceThread, listen: &[SocketAddr]) -> ListenerChange {
         server.update();
-        let NewHttpListeners { listeners, change, .. } =
-            server.listeners.preview(config, &Neighbours::default()).unwrap();
+        let NewServiceListeners { listeners, change, .. } =
+            server.listeners.preview(listen, false, &Neighbours::default()).unwrap();
         server.listeners = listeners;
         change
     }
@@ -337,7 +420,7 @@ mod tests {
     }
 
     /// Returns the number of failed listeners, and whether the change is pending.
-    fn shown(changed: &HttpChanged) -> (usize, bool) {
+    fn shown(changed: &ServiceChanged) -> (usize, bool) {
         let mut response = json!({});
         changed.show(&mut response);
         let (failed, is_pending) = (&response["failed_http_listeners"], &response["http_pending"]);
@@ -385,16 +468,15 @@ mod tests {
         server.change(change, Duration::ZERO).await;
         let (_, first) = changes.next().await.unwrap();
         // The listener is removed and comes again, while the first change is still under way.
-        let none = Http { listen: Vec::new(), ..config() };
-        let removed = begin_with(&mut server, &none);
+        let removed = begin_with(&mut server, &[]);
         server.change(removed, Duration::ZERO).await;
         let report = failed(&first);
         drop(first);
-        let again = begin_with(&mut server, &Http { listen: vec![address], ..config() });
+        let again = begin_with(&mut server, &[address]);
         assert_eq!(again.open.len(), 1);
         server.change(again, Duration::ZERO).await;
         changes.report(report);
-        assert!(begin_with(&mut server, &Http { listen: vec![address], ..config() }).open.is_empty());
+        assert!(begin_with(&mut server, &[address]).open.is_empty());
     }
 
     #[tokio::test]
@@ -410,21 +492,21 @@ mod tests {
     fn the_start_fails_with_the_first_listener_that_cannot_be_opened_and_if_the_server_has_ended() {
         let start = |serve: fn(u64, &ListenerChange, &http::Changes)| {
             let (handle, mut changes) = http::changes();
-            let NewHttpListeners { listeners, change, .. } =
-                HttpListeners::default().preview(&config(), &Neighbours::default()).unwrap();
+            let NewServiceListeners { listeners, change, .. } =
+                ServiceListeners::new(Service::Http).preview(&one(), false, &Neighbours::default()).unwrap();
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 let (number, change) = runtime.block_on(changes.next()).unwrap();
                 serve(number, &change, &changes);
             });
-            let result = HttpServer::start(listeners, change, handle);
+            let result = ServiceThread::start(listeners, change, handle);
             thread.join().unwrap();
             result
         };
         assert!(start(|number, _, changes| changes.report(Report::Complete(number))).is_ok());
         let failing = start(|_, change, changes| changes.report(failed(change)));
-        assert!(matches!(failing, Err(StartError::Http { .. })), "{failing:?}");
+        assert!(matches!(failing, Err(StartError::Service { .. })), "{failing:?}");
         let ended = start(|_, _, _| {});
-        assert!(matches!(ended, Err(StartError::HttpEnded)), "{ended:?}");
+        assert!(matches!(ended, Err(StartError::ServiceEnded(_))), "{ended:?}");
     }
 }

@@ -14,7 +14,8 @@ use super::api::Published;
 use super::commands::{Command, Request};
 use super::failed::FailedListeners;
 use super::follow::Follower;
-use super::http_listeners::{HttpChanged, HttpServer};
+use super::front::Fronts;
+use super::http_listeners::{Service as Listening, ServiceChanged, ServiceThread};
 use super::listeners::Listeners;
 use super::logging::Logging;
 use super::offload::Offload;
@@ -123,7 +124,8 @@ pub(super) struct RunningServer<'a> {
     /// The configuration in use.
     pub(super) config: Arc<Config>,
     pub(super) listeners: Listeners,
-    pub(super) http: HttpServer,
+    pub(super) http: ServiceThread,
+    pub(super) fronts: Fronts,
     /// The listeners that workers could not open.
     pub(super) failed: FailedListeners,
     pub(super) inputs: SnapshotInputs,
@@ -365,15 +367,29 @@ impl RunningServer<'_> {
 
     /// Closes HTTP listeners whose ports are needed, and waits until they are closed. If that takes too long, the ports
     /// are shared for a while.
-    pub(super) async fn close_http(&mut self, close: Vec<SocketAddr>, is_encrypted: bool) -> HttpChanged {
+    pub(super) async fn close_http(&mut self, close: Vec<SocketAddr>, is_encrypted: bool) -> ServiceChanged {
         if close.is_empty() {
-            return HttpChanged::default();
+            return ServiceChanged::nothing(Listening::Http);
         }
         self.http.change(http::ListenerChange { open: Vec::new(), close, is_encrypted }, RECONFIGURE_TIMEOUT).await
     }
 
+    /// Closes listeners of fronts whose ports are needed, and waits until they are closed.
+    pub(super) async fn close_fronts(&mut self, close: Vec<SocketAddr>) -> ServiceChanged {
+        if close.is_empty() {
+            return ServiceChanged::nothing(Listening::Front);
+        }
+        let change = http::ListenerChange { open: Vec::new(), close, is_encrypted: false };
+        self.fronts.change(change, RECONFIGURE_TIMEOUT).await
+    }
+
+    /// Changes the listeners of the fronts, and waits until they are open.
+    pub(super) async fn change_fronts(&mut self, change: http::ListenerChange) -> ServiceChanged {
+        self.fronts.change(change, RECONFIGURE_TIMEOUT).await
+    }
+
     /// Changes the HTTP listeners, and waits until they are open.
-    pub(super) async fn change_http(&mut self, change: http::ListenerChange) -> HttpChanged {
+    pub(super) async fn change_http(&mut self, change: http::ListenerChange) -> ServiceChanged {
         let changed = self.http.change(change, RECONFIGURE_TIMEOUT).await;
         if changed.is_pending() {
             tracing::warn!(

@@ -24,17 +24,17 @@ pub enum ListenError {
         transport = .0.transport
     )]
     InUse(Endpoint),
-    /// The HTTP server of this process uses the port.
+    /// The HTTP server or a front of this process uses the port.
     #[error(
-        "cannot listen on {endpoint}: http.listen of this server uses {http}. Set another port in \
-         listen.{transport} or in http.listen",
+        "cannot listen on {endpoint}: http.listen or front.listen of this server uses {other}. Set another port in \
+         listen.{transport} or there",
         transport = .endpoint.transport
     )]
-    InUseByHttp {
+    InUseByService {
         /// The endpoint.
         endpoint: Endpoint,
-        /// The address in `http.listen`, with its actual port.
-        http: SocketAddr,
+        /// The address in `http.listen` or `front.listen`, with its actual port.
+        other: SocketAddr,
     },
     /// The machine does not have the address.
     #[error(
@@ -119,7 +119,7 @@ pub(super) struct NewListeners {
     pub(super) changes: Vec<ListenerChange>,
 }
 
-/// The TCP addresses that another server of this process has now: the HTTP server, or that of the clients.
+/// The TCP addresses that other services of this process have now.
 #[derive(Debug, Default)]
 pub(super) struct Neighbours {
     /// Those that it has after the reload.
@@ -129,6 +129,13 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
+    /// Returns these and others together.
+    pub(super) fn and(mut self, others: Self) -> Self {
+        self.stay.extend(others.stay);
+        self.go.extend(others.go);
+        self
+    }
+
     /// Returns an address that prevents a listener.
     pub(super) fn conflict(&self, address: SocketAddr) -> Option<SocketAddr> {
         self.stay.iter().copied().find(|other| overlaps(*other, address))
@@ -199,7 +206,7 @@ impl Listeners {
     }
 
     /// Binds the sockets of the listeners in `wanted` for each worker, except those that these listeners have. Port 0
-    /// selects a free port. `http`: the listeners of the HTTP server. If it is `only_check`, no UDP socket is bound that
+    /// selects a free port. `services`: the listeners of HTTP and the fronts. If it is `only_check`, no UDP socket is bound that
     /// would share a port of this process, because it would take packets.
     ///
     /// # Errors
@@ -208,7 +215,7 @@ impl Listeners {
         &self,
         wanted: &[Endpoint],
         workers: usize,
-        http: &Neighbours,
+        services: &Neighbours,
         only_check: bool,
     ) -> Result<NewListeners, ListenError> {
         let endpoints = with_sockets(wanted);
@@ -226,7 +233,7 @@ impl Listeners {
             }
             all.push((index, Bound { wanted: endpoint, actual, plain, generation: own.generation }, Vec::new()));
         }
-        self.open_missing(missing, workers, http, only_check, &mut all)?;
+        self.open_missing(missing, workers, services, only_check, &mut all)?;
         all.sort_by_key(|(index, ..)| *index);
         let bound: Vec<Bound> = all.iter().map(|(_, own, _)| *own).collect();
         let stays = |own: &Bound| bound.iter().any(|new| new.fits(own.actual));
@@ -245,7 +252,7 @@ impl Listeners {
         &self,
         mut missing: Vec<Missing>,
         workers: usize,
-        http: &Neighbours,
+        services: &Neighbours,
         only_check: bool,
         all: &mut Vec<Opened>,
     ) -> Result<(), ListenError> {
@@ -270,11 +277,11 @@ impl Listeners {
                 continue;
             }
             let (is_tcp, address) = (endpoint.transport.is_connection(), endpoint.address);
-            if let Some(http) = http.conflict(address).filter(|_| is_tcp) {
-                return Err(ListenError::InUseByHttp { endpoint, http });
+            if let Some(other) = services.conflict(address).filter(|_| is_tcp) {
+                return Err(ListenError::InUseByService { endpoint, other });
             }
             let mut own = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
-            let is_shared = own.any(|own| overlap(own.actual, endpoint)) || (is_tcp && http.share(address));
+            let is_shared = own.any(|own| overlap(own.actual, endpoint)) || (is_tcp && services.share(address));
             let sockets = open(endpoint, plain, is_shared, workers)?;
             let actual = sockets.first().map_or(endpoint, |socket| socket.endpoint);
             all.push((index, Bound { wanted: endpoint, actual, plain, generation }, sockets));

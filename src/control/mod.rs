@@ -7,6 +7,7 @@ mod api;
 mod commands;
 mod failed;
 mod follow;
+mod front;
 mod http_listeners;
 mod life;
 mod listeners;
@@ -45,7 +46,8 @@ use crate::transport::Endpoint;
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
 use failed::FailedListeners;
-use http_listeners::{HttpServer, NewHttpListeners};
+use front::Fronts;
+use http_listeners::{NewServiceListeners, ServiceListeners, ServiceThread};
 use life::RunningServer;
 use service::Service;
 use signals::Signals;
@@ -64,6 +66,9 @@ type WorkerThread = thread::JoinHandle<io::Result<()>>;
 
 /// The lifetime in seconds of the credential that is printed if no secret is configured.
 const PRINTED_LIFETIME: u64 = 24 * 3600;
+
+/// The most connections from fronts that wait for the HTTP server.
+const HANDED_OVER: usize = 16;
 
 /// Why the server did not run or did not stop normally.
 #[derive(Debug, thiserror::Error)]
@@ -139,7 +144,8 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     }
     let started = clock::unix_seconds();
     let endpoints = prepared.listeners.endpoints();
-    let mut entry = BrowserEntry::new(&config, endpoints, prepared.inputs.generated_secret.clone(), log);
+    let fronts = &prepared.fronts.listeners;
+    let mut entry = BrowserEntry::new(&config, endpoints, fronts, prepared.inputs.generated_secret.clone(), log);
     let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
@@ -163,13 +169,26 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         started,
         commands,
         offload: Arc::clone(&prepared.offload),
+        front: Arc::default(),
     };
+    let front_statistics = Arc::clone(&api.front);
     let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
-    let http_thread = HttpThread::start(control_socket, changes, api, prepared.spare.control.clone())?;
-    let NewHttpListeners { listeners, change, difference } = prepared.http;
-    let http = HttpServer::start(listeners, change, http_handle)?;
+    let (handed_over, of_fronts) = mpsc::channel(HANDED_OVER);
+    let http_thread = HttpThread::start(control_socket, (changes, of_fronts), api, prepared.spare.control.clone())?;
+    let NewServiceListeners { listeners, change, difference } = prepared.http;
+    let http = ServiceThread::start(listeners, change, http_handle)?;
     difference.log(&http.listeners);
+    let fronts = Fronts::start(front::Inputs {
+        config: &config,
+        listeners: prepared.fronts,
+        workers: prepared.controls.clone(),
+        http: handed_over,
+        statistics: front_statistics,
+        spare: prepared.spare.all.clone(),
+        open_files: start::open_files(),
+        privacy: Arc::clone(&prepared.snapshot.privacy),
+    })?;
     entry.print(prepared.addresses.choice(), certificate);
     tracing::info!(event = "ready", workers = workers.threads.len(), "ready");
 
@@ -178,6 +197,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
         config,
         listeners: prepared.listeners,
         http,
+        fronts,
         failed: FailedListeners::new(prepared.controls.len()),
         inputs: prepared.inputs,
         spare: prepared.spare,
@@ -249,17 +269,18 @@ struct HttpThread {
 }
 
 impl HttpThread {
-    /// Starts the HTTP server. `changes` opens and closes its TCP listeners.
+    /// Starts the HTTP server. `changes` opens and closes its TCP listeners, and fronts give it connections.
     fn start(
         control_socket: Option<http::Listener>,
-        changes: http::Changes,
+        (changes, handed_over): (http::Changes, mpsc::Receiver<http::HandedOver>),
         api: api::Inputs,
         spare: SpareFiles,
     ) -> Result<Self, StartError> {
         let (stop, stopped) = watch::channel(false);
         let published = api.published.clone();
         let certificate = move || published.borrow().snapshot.tls.clone();
-        let plan = http::Plan { control_socket, changes, certificate: Box::new(certificate), spare, stop: stopped };
+        let certificate = Box::new(certificate);
+        let plan = http::Plan { control_socket, handed_over, changes, certificate, spare, stop: stopped };
         let thread = http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -350,6 +371,8 @@ fn buffer_advice(sizes: udp::BufferSizes) -> Option<String> {
 struct BrowserEntry<'a> {
     config: Arc<Config>,
     endpoints: Vec<Endpoint>,
+    /// The URIs of the fronts.
+    fronts: Vec<String>,
     /// `None` if secrets are configured. Then nothing is printed.
     secret: Option<Secret>,
     printed: Option<Vec<String>>,
@@ -357,13 +380,26 @@ struct BrowserEntry<'a> {
 }
 
 impl<'a> BrowserEntry<'a> {
-    fn new(config: &Arc<Config>, endpoints: &[Endpoint], secret: Option<Secret>, log: &'a logging::Logging) -> Self {
-        Self { config: Arc::clone(config), endpoints: endpoints.to_vec(), secret, printed: None, log }
+    fn new(
+        config: &Arc<Config>,
+        endpoints: &[Endpoint],
+        fronts: &ServiceListeners,
+        secret: Option<Secret>,
+        log: &'a logging::Logging,
+    ) -> Self {
+        let fronts = urls::of_fronts(config, |front| fronts.actual(front));
+        Self { config: Arc::clone(config), endpoints: endpoints.to_vec(), fronts, secret, printed: None, log }
     }
 
-    fn reconfigure(&mut self, config: &Arc<Config>, endpoints: &[Endpoint], secret: Option<Secret>) {
+    fn reconfigure(
+        &mut self,
+        config: &Arc<Config>,
+        endpoints: &[Endpoint],
+        fronts: &ServiceListeners,
+        secret: Option<Secret>,
+    ) {
         let printed = self.printed.take().filter(|_| secret == self.secret);
-        *self = Self { printed, ..Self::new(config, endpoints, secret, self.log) };
+        *self = Self { printed, ..Self::new(config, endpoints, fronts, secret, self.log) };
     }
 
     /// Returns the URIs of the listeners; none if no relay address is there.
@@ -371,7 +407,9 @@ impl<'a> BrowserEntry<'a> {
         if choice.addresses.is_empty() {
             return Vec::new();
         }
-        urls::urls(&self.config, &self.endpoints, choice, certificate)
+        let mut urls = urls::urls(&self.config, &self.endpoints, choice, certificate);
+        urls.extend(self.fronts.iter().filter(|url| !urls.contains(url)).cloned().collect::<Vec<_>>());
+        urls
     }
 
     fn print(&mut self, choice: &Choice, certificate: Option<&Certificate>) {

@@ -9,10 +9,10 @@ use super::RunningServer;
 use super::alternate::own_server;
 use super::api::{Access, Reload};
 use super::follow::Machine;
-use super::http_listeners::{HttpChanged, NewHttpListeners};
+use super::http_listeners::{NewServiceListeners, Service, ServiceChanged};
 use super::listeners::NewListeners;
 use super::snapshot::snapshot;
-use super::start::{StartError, connection_limit, generate_secret, open_files, room};
+use super::start::{StartError, connection_limit, front_addresses, generate_secret, open_files, room};
 use super::tls::{Certificates, Replacement};
 use crate::auth::Secret;
 use crate::clock;
@@ -62,19 +62,29 @@ struct Plan {
     machine: Machine,
     certificate: Option<(Certificates, Replacement)>,
     listeners: NewListeners,
-    http: NewHttpListeners,
+    http: NewServiceListeners,
+    fronts: NewServiceListeners,
     /// The secret for this run, if none is configured.
     generated_secret: Option<Secret>,
 }
 
 /// What has become of a plan.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Effect {
     /// The workers that do not use it yet.
     pending: Vec<usize>,
-    http: HttpChanged,
+    http: ServiceChanged,
+    fronts: ServiceChanged,
     /// The numbers of permissions and of channels that it has ended.
     revoked: [u64; 2],
+}
+
+impl Effect {
+    /// That of a trial.
+    fn nothing() -> Self {
+        let [http, fronts] = [Service::Http, Service::Front].map(ServiceChanged::nothing);
+        Self { pending: Vec::new(), http, fronts, revoked: [0, 0] }
+    }
 }
 
 impl RunningServer<'_> {
@@ -124,6 +134,7 @@ impl RunningServer<'_> {
     fn plan_reload(&mut self, only_check: bool) -> Result<Plan, String> {
         // What has failed since the last reload is opened again.
         self.http.update();
+        self.fronts.service.update();
         self.failed.forget_lost(&mut self.listeners);
         let mut config = self.source.load().map_err(|errors| errors.to_string())?;
         let changes = self.config.changes(&config);
@@ -135,11 +146,17 @@ impl RunningServer<'_> {
         let reload = |tls| Certificates::reload(self.certificates.as_ref(), tls, config.hostname.as_deref());
         let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
         let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
-        let clients = self.listeners.tcp_neighbours(&config.listen);
-        let http = self.http.listeners.preview(&config.http, &clients).map_err(|error| error.to_string())?;
-        let http_ports = self.http.listeners.neighbours(&http.listeners);
+        let clients = || self.listeners.tcp_neighbours(&config.listen);
+        let of_fronts = self.fronts.service.listeners.neighbours_of(&front_addresses(&config));
+        let http = self.http.listeners.preview(&config.http.listen, config.http.tls, &clients().and(of_fronts));
+        let http = http.map_err(|error| error.to_string())?;
+        let http_ports = || self.http.listeners.neighbours(&http.listeners);
+        let fronts = &self.fronts.service.listeners;
+        let new_fronts = fronts.preview(&front_addresses(&config), false, &clients().and(http_ports()));
+        let new_fronts = new_fronts.map_err(|error| error.to_string())?;
+        let services = http_ports().and(fronts.neighbours(&new_fronts.listeners));
         // The last step, because new UDP sockets take packets from those with which they share a port.
-        let listeners = self.listeners.preview(&config.listen, self.workers.len(), &http_ports, only_check);
+        let listeners = self.listeners.preview(&config.listen, self.workers.len(), &services, only_check);
         let mut listeners = listeners.map_err(|error| error.to_string())?;
         listeners.open_again(&self.failed.to_retry()).map_err(|error| error.to_string())?;
         // The secret of a trial stays until there is another one.
@@ -149,7 +166,8 @@ impl RunningServer<'_> {
         warnings.extend(machine.warnings());
         warnings.extend(self.limited_by_tables(&config, &machine));
         let config = Arc::new(config);
-        Ok(Plan { config, changes, warnings, machine, certificate, listeners, http, generated_secret })
+        let fronts = new_fronts;
+        Ok(Plan { config, changes, warnings, machine, certificate, listeners, http, fronts, generated_secret })
     }
 
     /// Warns of values that are higher than the tables of this run allow.
@@ -172,7 +190,8 @@ impl RunningServer<'_> {
     }
 
     async fn use_plan(&mut self, plan: Plan, operator: Option<Operator>) -> Value {
-        let Plan { config, changes, warnings, machine, certificate, listeners, mut http, generated_secret } = plan;
+        let Plan { config, changes, warnings, machine, certificate, listeners, mut http, mut fronts, generated_secret } =
+            plan;
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
@@ -190,9 +209,12 @@ impl RunningServer<'_> {
         let [opened, closed] = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
         self.listeners = listeners.listeners;
         self.failed.begin_reload();
-        self.entry.reconfigure(&config, self.listeners.endpoints(), self.inputs.generated_secret.clone());
-        let needed = http.take_closed_for(self.listeners.endpoints());
+        let secret = self.inputs.generated_secret.clone();
+        self.entry.reconfigure(&config, self.listeners.endpoints(), &fronts.listeners, secret);
+        let new_fronts = fronts.change.addresses();
+        let needed = http.take_closed_for(self.listeners.endpoints(), &new_fronts);
         self.http.listeners = http.listeners;
+        let needed_of_fronts = fronts.take_closed_for(self.listeners.endpoints(), &http.change.addresses());
 
         // Before the workers change, so that no new credential is made with a secret that they no longer accept.
         let secret = config.auth.secrets.first().or(self.inputs.generated_secret.as_ref()).cloned();
@@ -204,7 +226,9 @@ impl RunningServer<'_> {
         let acceptor = replacement.as_ref().map(Replacement::acceptor);
         let snapshot = snapshot(&config, &self.inputs, &self.addresses, acceptor);
         let revoked = self.revoked();
+        self.fronts.configure(&config, fronts.listeners, open_files, Arc::clone(&snapshot.privacy));
         let http_closed = self.close_http(needed, before.http.tls).await;
+        let fronts_closed = self.close_fronts(needed_of_fronts).await;
         let pending = self.reconfigure_with(snapshot, listeners.changes).await;
         let [permissions, channels] = self.revoked();
         let revoked = [permissions - revoked[0], channels - revoked[1]];
@@ -215,10 +239,14 @@ impl RunningServer<'_> {
         self.record(true);
         // After the settings for access, so that no client of a new listener gets the old ones.
         let http_changed = self.change_http(http.change).await;
+        let fronts_changed = self.change_fronts(fronts.change).await;
 
         self.log_listeners(&opened, &closed, pending.len());
         if !http_changed.is_pending() {
             http.difference.log(&self.http.listeners);
+        }
+        if !fronts_changed.is_pending() {
+            fronts.difference.log(&self.fronts.service.listeners);
         }
         if let (Some(certificates), Some(replacement)) = (&self.certificates, &replacement) {
             certificates.log_replacement(replacement);
@@ -226,7 +254,8 @@ impl RunningServer<'_> {
         if let Some(change) = addresses {
             change.log();
         }
-        let effect = Effect { pending, http: http_closed.and(http_changed), revoked };
+        let (http, fronts) = (http_closed.and(http_changed), fronts_closed.and(fronts_changed));
+        let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);
         self.use_log_settings(&before);
         let certificate = self.certificates.as_ref().map(Certificates::current);
@@ -274,6 +303,7 @@ impl RunningServer<'_> {
         }
         self.failed.log();
         effect.http.log_gaps();
+        effect.fronts.log_gaps();
         let is_complete = self.is_complete(effect);
         let result = if is_complete { "is in use" } else { "is not in use everywhere yet; see `reload-incomplete`" };
         tracing::info!(
@@ -288,7 +318,10 @@ impl RunningServer<'_> {
     }
 
     fn is_complete(&self, effect: &Effect) -> bool {
-        effect.pending.is_empty() && self.failed.is_complete() && effect.http.is_complete()
+        effect.pending.is_empty()
+            && self.failed.is_complete()
+            && effect.http.is_complete()
+            && effect.fronts.is_complete()
     }
 
     /// A level that the operator has set for this run stays, unless the file changes the level.
@@ -316,9 +349,9 @@ impl RunningServer<'_> {
             let (from, to) = change.values.clone().unzip();
             json!({ "key": change.key, "from": from, "to": to, "needs_restart": change.needs_restart })
         };
-        let (is_trial, nothing) = (effect.is_none(), Effect::default());
+        let (is_trial, nothing) = (effect.is_none(), Effect::nothing());
         let effect = effect.unwrap_or(&nothing);
-        let Effect { pending, http, revoked: [permissions, channels] } = effect;
+        let Effect { pending, http, fronts, revoked: [permissions, channels] } = effect;
         let failed = if is_trial { Vec::new() } else { self.failed.shown() };
         let Reload { generation, .. } = self.published.borrow().reload;
         let mut response = json!({
@@ -333,6 +366,7 @@ impl RunningServer<'_> {
             "revoked_channels": channels,
         });
         http.show(&mut response);
+        fronts.show(&mut response);
         response
     }
 }

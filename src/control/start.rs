@@ -16,20 +16,20 @@ use tokio::sync::watch;
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
 use super::follow::Follower;
-use super::http_listeners::{HttpListeners, NewHttpListeners, control_socket};
+use super::http_listeners::{NewServiceListeners, Service, ServiceListeners, control_socket};
 use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
 use super::offload::Offload;
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
 use crate::clock::Clock;
-use crate::config::{Config, RelayAddresses};
+use crate::config::{Config, Front, RelayAddresses};
+use crate::front;
 use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits::{self, SpareFiles};
 use crate::setting::{
-    ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, HTTP_LISTEN, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS,
-    name_for_operator,
+    ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
 use crate::turn::Ledger;
 use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
@@ -68,27 +68,31 @@ pub enum StartError {
         /// The greatest number of allocations.
         allocations: usize,
     },
-    /// An HTTP listener cannot be bound.
-    #[error("cannot listen on {address} ({HTTP_LISTEN}): {error}")]
-    Http {
+    /// An HTTP listener or a front cannot be bound.
+    #[error("cannot listen on {address} ({setting}): {error}")]
+    Service {
+        /// The setting that names the address.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the kernel reported.
         error: io::Error,
     },
-    /// The thread of the HTTP server has ended. This is a bug; the log has the message.
-    #[error("the HTTP server has ended at its start. This is a bug; please report the preceding log lines")]
-    HttpEnded,
-    /// A listener for clients of this process uses the port.
+    /// The thread of the HTTP server or of the fronts has ended. This is a bug; the log has the message.
+    #[error("{0} has ended at its start. This is a bug; please report the preceding log lines")]
+    ServiceEnded(&'static str),
+    /// Another TCP listener of this process uses the port of an HTTP listener or of a front.
     #[error(
-        "cannot listen on {address} ({HTTP_LISTEN}): a TCP or TLS listener of this server uses {clients}. Set another \
-         port in {HTTP_LISTEN}, or in listen.tcp or listen.tls"
+        "cannot listen on {address} ({setting}): another TCP or TLS listener of this server uses {other}. Set another \
+         port in one of the two"
     )]
-    HttpInUse {
+    ServiceInUse {
+        /// The setting that names the address.
+        setting: &'static str,
         /// The address.
         address: SocketAddr,
-        /// The address of the listener, with its actual port.
-        clients: SocketAddr,
+        /// The address of the other listener, with its actual port.
+        other: SocketAddr,
     },
     /// The control socket cannot be bound.
     #[error("cannot create the control socket {} ({CONTROL_SOCKET}): {error}", .path.display())]
@@ -132,7 +136,8 @@ pub(super) struct Prepared {
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
     pub(super) control_socket: Option<UnixSocket>,
-    pub(super) http: NewHttpListeners,
+    pub(super) http: NewServiceListeners,
+    pub(super) fronts: NewServiceListeners,
     pub(super) offload: Arc<Offload>,
 }
 
@@ -195,7 +200,10 @@ pub(super) fn prepare(
         });
     }
     let control_socket = control_socket(config)?;
-    let http = HttpListeners::default().preview(&config.http, &listeners.tcp_neighbours(&config.listen))?;
+    let mut neighbours = listeners.tcp_neighbours(&config.listen);
+    let http = ServiceListeners::new(Service::Http).preview(&config.http.listen, config.http.tls, &neighbours)?;
+    neighbours.stay.extend(http.listeners.addresses());
+    let fronts = ServiceListeners::new(Service::Front).preview(&front_addresses(config), false, &neighbours)?;
     Ok(Prepared {
         plans,
         controls,
@@ -208,8 +216,14 @@ pub(super) fn prepare(
         certificates,
         control_socket,
         http,
+        fronts,
         offload: Arc::new(offload),
     })
+}
+
+/// Returns the addresses of the fronts in a configuration.
+pub(super) fn front_addresses(config: &Config) -> Vec<SocketAddr> {
+    config.fronts.iter().map(|front| front.listen).collect()
 }
 
 /// Creates a secret for a configuration without any.
@@ -384,6 +398,40 @@ fn spare_files(limit: u64) -> u64 {
     SPARE_FILES.min(limit / 8)
 }
 
+/// The open files of a connection between a visitor and a web site: two sockets.
+const FILES_PER_VISITOR: u64 = 2;
+
+/// Returns the most connections to a front for which there are open files: all fronts together get at most half of
+/// `limit`, whatever visitors do.
+pub(super) fn visitors(config: &Config, front: &Front, limit: u64) -> u64 {
+    let share = limit / 2 / config.fronts.len().max(1) as u64;
+    u64::from(front.connections).min((share / FILES_PER_VISITOR).max(1))
+}
+
+/// Returns the number of open files that fronts use: their listeners, their connections, and the pipes of all.
+fn of_fronts(config: &Config, limit: u64) -> u64 {
+    let of_front = |front| 1 + visitors(config, front, limit) * FILES_PER_VISITOR;
+    let pipes = if config.fronts.is_empty() { 0 } else { 2 * front::PIPES as u64 };
+    config.fronts.iter().map(of_front).sum::<u64>() + pipes
+}
+
+/// Returns a warning for each front that has fewer connections than configured.
+fn limited_fronts(config: &Config, limit: u64) -> Vec<String> {
+    let setting = name_for_operator(OPEN_FILES, limits::is_service());
+    let limited = config.fronts.iter().filter_map(|front| {
+        let most = visitors(config, front, limit);
+        (most < front.connections.into()).then(|| {
+            format!(
+                "the front at {} accepts at most {most} connections in place of {}, because all fronts together get half \
+                 of the limit of open files, {limit}, and a connection takes {FILES_PER_VISITOR}. Raise the limit \
+                 ({setting}), or set fewer `connections`",
+                front.listen, front.connections
+            )
+        })
+    });
+    limited.collect()
+}
+
 /// Raises the limit of open files, and returns it.
 pub(super) fn open_files() -> u64 {
     limits::raise_open_files().unwrap_or_else(|error| {
@@ -419,7 +467,8 @@ impl Spare {
 /// open files of the offload.
 pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64, of_offload: u64) -> u32 {
     let wanted = config.limits.connections;
-    let no_connections = !config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
+    let has_listener = config.listen.iter().any(|endpoint| endpoint.transport.is_connection());
+    let no_connections = !has_listener && config.fronts.is_empty();
     let relay_count = relay_count(choice);
     let relay_ports = (config.relay.ports.len() * relay_count) as u64;
     let files = OpenFiles {
@@ -429,7 +478,10 @@ pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64, of_
             allocations => relay_ports.min(u64::from(allocations) * relay_count as u64),
         },
         connections: (!no_connections).then_some(wanted),
-        others: OTHER_FILES + (worker_count(config) * (config.listen.len() + FILES_PER_WORKER)) as u64 + of_offload,
+        others: OTHER_FILES
+            + (worker_count(config) * (config.listen.len() + FILES_PER_WORKER)) as u64
+            + of_fronts(config, limit)
+            + of_offload,
     };
     if let Some(warning) = files.warning(limits::is_service()) {
         tracing::warn!(
@@ -438,6 +490,9 @@ pub(super) fn connection_limit(config: &Config, choice: &Choice, limit: u64, of_
             connections = files.connections_accepted(),
             "{warning}"
         );
+    }
+    for warning in limited_fronts(config, limit) {
+        tracing::warn!(event = "open-files-limited", open_files = limit, "{warning}");
     }
     if no_connections { wanted } else { files.connections_accepted() }
 }

@@ -135,15 +135,19 @@ pub(crate) fn gaps(response: &Value) -> Vec<String> {
         let advice = if flag(failed, "retried") { "reload again" } else { "restart the server" };
         format!("{}; {advice}", failed_listener(failed))
     }));
-    gaps.extend(list(response, "failed_http_listeners").iter().map(|failed| {
-        let (address, error) = (text(failed, "address"), printable(text(failed, "error")));
-        format!("the HTTP server cannot use the listener {address}: {error}; reload again")
-    }));
-    if flag(response, "http_pending") {
-        gaps.push(
-            "the HTTP server is busy and has not changed its listeners yet; it will do so when it is less busy"
-                .to_owned(),
-        );
+    for (failed, pending, name) in [
+        ("failed_http_listeners", "http_pending", "the HTTP server"),
+        ("failed_front_listeners", "front_pending", "the thread of the fronts"),
+    ] {
+        gaps.extend(list(response, failed).iter().map(|failed| {
+            let (address, error) = (text(failed, "address"), printable(text(failed, "error")));
+            format!("{name} cannot use the listener {address}: {error}; reload again")
+        }));
+        if flag(response, pending) {
+            gaps.push(format!(
+                "{name} is busy and has not changed its listeners yet; it will do so when it is less busy"
+            ));
+        }
     }
     if gaps.is_empty() && response.get("complete").and_then(Value::as_bool) == Some(false) {
         gaps.push("the log of the server says why".to_owned());
@@ -379,6 +383,7 @@ mod tests {
                     "retried": false },
             ],
             "failed_http_listeners": [{ "address": "192.0.2.1:80", "error": "in use" }], "http_pending": true,
+            "failed_front_listeners": [{ "address": "192.0.2.1:443", "error": "in use" }], "front_pending": true,
             "revoked_permissions": 1, "revoked_channels": 2,
         });
         let expected = [
@@ -388,7 +393,8 @@ mod tests {
             "1 permission and 2 channels ended, because the configuration no longer allows them",
         ];
         assert_eq!(reload(&response), expected);
-        let [pending, failed, retried, http_failed, http_pending] = gaps(&response).try_into().unwrap();
+        let [pending, failed, retried, http_failed, http_pending, front_failed, front_pending] =
+            gaps(&response).try_into().unwrap();
         assert!(pending.starts_with("incomplete: worker 3 is busy and does not apply the change yet; "), "{pending}");
         let expected = "incomplete: worker 1 cannot serve clients at the listener udp 192.0.2.1:3478: no\\u{1b} room; \
                         restart the server";
@@ -397,6 +403,10 @@ mod tests {
         let expected = "incomplete: the HTTP server cannot use the listener 192.0.2.1:80: in use; reload again";
         assert_eq!(http_failed, expected);
         assert!(http_pending.starts_with("incomplete: the HTTP server is busy"), "{http_pending}");
+        let expected =
+            "incomplete: the thread of the fronts cannot use the listener 192.0.2.1:443: in use; reload again";
+        assert_eq!(front_failed, expected);
+        assert!(front_pending.starts_with("incomplete: the thread of the fronts is busy"), "{front_pending}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The sockets on which the server accepts connections.
 
+use std::future::pending;
 use std::net::{self, IpAddr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net as unix;
@@ -7,8 +8,10 @@ use std::path::{Path, PathBuf};
 use std::{fmt, fs, io};
 
 use socket2::{Domain, SockRef, Socket, Type};
+use tokio::sync::mpsc;
 use tracing::field::{DisplayValue, display};
 
+use super::HandedOver;
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::udp::allow_missing_address;
 use crate::privacy::{LoggedAddress, Privacy};
@@ -31,7 +34,7 @@ pub(crate) struct UnixSocket {
 
 /// The file of a Unix socket. Dropping it removes the file, unless another server has replaced it.
 #[derive(Debug)]
-pub(super) struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     /// The device and the inode.
     identity: (u64, u64),
@@ -212,11 +215,13 @@ impl Drop for SocketFile {
     }
 }
 
-/// A socket that is registered with the runtime.
+/// A socket that is registered with the runtime, or another source of connections.
 #[derive(Debug)]
-pub(super) enum AsyncListener {
+pub(crate) enum AsyncListener {
     Unix(tokio::net::UnixListener, #[expect(dead_code, reason = "dropping it removes the file")] SocketFile),
     Tcp(tokio::net::TcpListener),
+    /// Connections that a front has accepted.
+    HandedOver(mpsc::Receiver<HandedOver>),
 }
 
 /// An accepted connection.
@@ -231,7 +236,7 @@ impl AsyncListener {
     ///
     /// # Errors
     /// Those of `accept`; `EMFILE` if no other than the spare files are free.
-    pub(super) async fn accept(&self, spare: &SpareFiles) -> io::Result<(Stream, Client)> {
+    pub(super) async fn accept(&mut self, spare: &SpareFiles) -> io::Result<(Stream, Client)> {
         match self {
             Self::Unix(socket, _) => {
                 let (stream, _) = socket.accept().await?;
@@ -246,7 +251,17 @@ impl AsyncListener {
                 }
                 accepted(stream, address)
             }
+            Self::HandedOver(connections) => match connections.recv().await {
+                Some((stream, address)) => accepted(tokio::net::TcpStream::from_std(stream)?, address),
+                // The front has ended. No more connections come.
+                None => pending().await,
+            },
         }
+    }
+
+    /// Returns the socket of a TCP listener.
+    pub(crate) fn into_tcp(self) -> Option<tokio::net::TcpListener> {
+        if let Self::Tcp(socket) = self { Some(socket) } else { None }
     }
 
     /// Returns the connections that wait at a TCP listener, which is about to be closed: the kernel would reset them.

@@ -36,9 +36,8 @@ use crate::privacy::Privacy;
 use connections::{Connection, Connections};
 use exchange::{Observed, ResponseBody};
 use limits::Times;
-use listener::AsyncListener;
 pub use listener::BindError;
-pub(crate) use listener::{Client, Listener, PeerCredentials, UnixSocket};
+pub(crate) use listener::{AsyncListener, Client, Listener, PeerCredentials, UnixSocket};
 
 /// The limits of the server. Each listener has its own, so that no client on the network can take the control socket
 /// away from the operator.
@@ -95,6 +94,8 @@ pub(crate) trait Handler: 'static {
 /// What the thread of the server needs.
 pub(crate) struct Plan {
     pub(crate) control_socket: Option<Listener>,
+    /// Connections that a front has accepted for this server. Their clients use TLS.
+    pub(crate) handed_over: mpsc::Receiver<HandedOver>,
     /// The first one opens the TCP listeners.
     pub(crate) changes: Changes,
     /// Returns the present certificate, for the listeners with TLS.
@@ -106,6 +107,9 @@ pub(crate) struct Plan {
     pub(crate) stop: watch::Receiver<bool>,
 }
 
+/// A connection that a front has accepted, and its client.
+pub(crate) type HandedOver = (std::net::TcpStream, SocketAddr);
+
 /// A change of the TCP listeners. Open connections stay as they are.
 #[derive(Debug)]
 pub(crate) struct ListenerChange {
@@ -114,6 +118,13 @@ pub(crate) struct ListenerChange {
     pub(crate) close: Vec<SocketAddr>,
     /// Whether clients use TLS after the change.
     pub(crate) is_encrypted: bool,
+}
+
+impl ListenerChange {
+    /// Returns the addresses of the listeners to open.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.open.iter().map(|new| new.address).collect()
+    }
 }
 
 /// A listener to open.
@@ -231,7 +242,7 @@ fn start_with<H: Handler>(
 }
 
 async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
-    let Plan { control_socket, mut changes, certificate, spare, stop } = plan;
+    let Plan { control_socket, handed_over, changes, certificate, spare, stop } = plan;
     let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
     let shared = Shared { certificate, is_encrypted, handler, spare, times, stop };
     let mut tasks = JoinSet::new();
@@ -241,38 +252,107 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
         Some(Err(error)) => control_socket_failed(&error),
         None => {}
     }
-    let mut tcp: Vec<Open> = Vec::new();
+    let always = Some(Rc::new(Cell::new(true)));
+    tasks.spawn_local(accept(AsyncListener::HandedOver(handed_over), always, None, shared.clone()));
+    let stop = shared.stop.clone();
+    follow(changes, stop, tasks, &TcpListeners { shared, control }).await;
+}
+
+/// The TCP listeners of the HTTP server.
+struct TcpListeners<H> {
+    shared: Shared<H>,
+    /// The task of the control socket.
+    control: Option<tokio::task::Id>,
+}
+
+impl<H: Handler> Service for TcpListeners<H> {
+    fn begin(&self, change: &ListenerChange) {
+        self.shared.is_encrypted.set(change.is_encrypted);
+    }
+
+    fn serve(
+        &self,
+        listener: AsyncListener,
+        _address: SocketAddr,
+        close: oneshot::Receiver<Closed>,
+    ) -> impl Future<Output = ()> + 'static {
+        accept(listener, Some(Rc::clone(&self.shared.is_encrypted)), Some(close), self.shared.clone())
+    }
+
+    fn log_failure(&self, FailedListener { address, error, .. }: &FailedListener) {
+        tracing::error!(
+            event = "http-failed", %address, %error,
+            "cannot serve HTTP at this listener; a reload or a restart tries again"
+        );
+    }
+
+    fn other_panicked(&self, task: tokio::task::Id) {
+        if self.control == Some(task) {
+            control_socket_failed(&panicked());
+        }
+    }
+}
+
+/// A service whose TCP listeners change while it runs.
+pub(crate) trait Service {
+    /// Prepares a change. Listeners to close accept no more connections for it, and new ones do not yet.
+    fn begin(&self, change: &ListenerChange);
+
+    /// Serves a listener until `close`, and its connections until they end or the server stops.
+    fn serve(
+        &self,
+        listener: AsyncListener,
+        address: SocketAddr,
+        close: oneshot::Receiver<Closed>,
+    ) -> impl Future<Output = ()> + 'static;
+
+    /// Logs that a listener could not be opened, or that its task has panicked.
+    fn log_failure(&self, failed: &FailedListener);
+
+    /// A task that belongs to no listener has panicked.
+    fn other_panicked(&self, task: tokio::task::Id);
+}
+
+/// Opens and closes the listeners of a service as control says, until the server has to stop. Then it completes `tasks`,
+/// to which those of the listeners are added.
+pub(crate) async fn follow(
+    mut changes: Changes,
+    stop: watch::Receiver<bool>,
+    mut tasks: JoinSet<()>,
+    service: &impl Service,
+) {
+    let failed = |listener: FailedListener, changes: &Changes| {
+        service.log_failure(&listener);
+        changes.report(Report::Failed(listener));
+    };
+    let mut open: Vec<Open> = Vec::new();
     loop {
         tokio::select! {
-            () = stopped(shared.stop.clone()) => break,
+            () = stopped(stop.clone()) => break,
             // A listener that has been closed leaves nothing.
-            Some(ended) = tasks.join_next_with_id() => if let Err(panicked) = ended {
-                let error = io::Error::other("its task has panicked");
-                if control == Some(panicked.id()) {
-                    control_socket_failed(&error);
-                } else if let Some(at) = tcp.iter().position(|own| own.task == panicked.id()) {
-                    let Open { address, generation, .. } = tcp.remove(at);
-                    failed(FailedListener { address, generation, error }, &changes);
+            Some(ended) = tasks.join_next_with_id() => if let Err(ended) = ended {
+                if let Some(at) = open.iter().position(|own| own.task == ended.id()) {
+                    let Open { address, generation, .. } = open.remove(at);
+                    failed(FailedListener { address, generation, error: panicked() }, &changes);
+                } else {
+                    service.other_panicked(ended.id());
                 }
             },
             Some((number, change)) = changes.next() => {
-                let ListenerChange { open, close, is_encrypted } = change;
                 let mut closing = Vec::new();
-                for listener in tcp.extract_if(.., |own| close.contains(&own.address)) {
+                for listener in open.extract_if(.., |own| change.close.contains(&own.address)) {
                     let (closed, is_closed) = oneshot::channel();
                     // A listener that has ended needs no message.
                     let _ = listener.close.send(closed);
                     closing.push(is_closed);
                 }
-                shared.is_encrypted.set(is_encrypted);
-                for NewListener { listener, address, generation } in open {
+                service.begin(&change);
+                for NewListener { listener, address, generation } in change.open {
                     match listener.into_async() {
                         Ok(socket) => {
                             let (close, closing) = oneshot::channel();
-                            let is_encrypted = Some(Rc::clone(&shared.is_encrypted));
-                            let task = accept(socket, is_encrypted, Some(closing), shared.clone());
-                            let task = tasks.spawn_local(task).id();
-                            tcp.push(Open { address, generation, task, close });
+                            let task = tasks.spawn_local(service.serve(socket, address, closing)).id();
+                            open.push(Open { address, generation, task, close });
                         }
                         Err(error) => failed(FailedListener { address, generation, error }, &changes),
                     }
@@ -292,8 +372,12 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     complete(&mut tasks).await;
 }
 
+fn panicked() -> io::Error {
+    io::Error::other("its task has panicked")
+}
+
 /// Dropped when the socket of a listener is closed.
-type Closed = oneshot::Sender<()>;
+pub(crate) type Closed = oneshot::Sender<()>;
 
 /// A TCP listener that is open.
 struct Open {
@@ -308,16 +392,6 @@ fn control_socket_failed(error: &io::Error) {
         event = "control-socket-failed", %error,
         "cannot serve the control socket, so `turnserver ctl` cannot reach this server; restart it"
     );
-}
-
-/// Logs and reports a listener that could not be opened, or whose task has panicked.
-fn failed(listener: FailedListener, changes: &Changes) {
-    let FailedListener { address, error, .. } = &listener;
-    tracing::error!(
-        event = "http-failed", %address, %error,
-        "cannot serve HTTP at this listener; a reload or a restart tries again"
-    );
-    changes.report(Report::Failed(listener));
 }
 
 async fn complete(tasks: &mut JoinSet<()>) {
@@ -348,18 +422,18 @@ impl<H> Clone for Shared<H> {
 }
 
 /// Waits until the server has to stop.
-async fn stopped(mut stop: watch::Receiver<bool>) {
+pub(crate) async fn stopped(mut stop: watch::Receiver<bool>) {
     // Without a sender, the process ends.
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// The time to wait after a connection could not be accepted, for example because there is no free descriptor.
-const BACK_OFF: Duration = Duration::from_millis(100);
+pub(crate) const BACK_OFF: Duration = Duration::from_millis(100);
 
 /// Accepts and serves connections until the server stops, or until `close`, which `None` never does. `is_encrypted`:
 /// whether clients use TLS; `None` on the control socket.
 async fn accept<H: Handler>(
-    socket: AsyncListener,
+    mut socket: AsyncListener,
     is_encrypted: Option<Rc<Cell<bool>>>,
     close: Option<oneshot::Receiver<Closed>>,
     shared: Shared<H>,
@@ -416,7 +490,7 @@ async fn accept<H: Handler>(
 }
 
 /// Waits until a listener has to be closed.
-async fn closing(close: Option<oneshot::Receiver<Closed>>) -> Closed {
+pub(crate) async fn closing(close: Option<oneshot::Receiver<Closed>>) -> Closed {
     match close {
         Some(close) => match close.await {
             Ok(closed) => closed,

@@ -64,8 +64,14 @@ impl Server {
         let (handle, changes) = changes();
         handle.change(1, ListenerChange { open: vec![new(listener, address)], ..change() });
         let (stop, stopped) = watch::channel(false);
-        let plan =
-            Plan { control_socket, changes, certificate: Box::new(|| panic!("no certificate")), spare, stop: stopped };
+        let plan = Plan {
+            control_socket,
+            handed_over: mpsc::channel(1).1,
+            changes,
+            certificate: Box::new(|| panic!("no certificate")),
+            spare,
+            stop: stopped,
+        };
         let thread = start_with(times, plan, || LongResponses).unwrap();
         Self { address, stop, thread, handle }
     }
@@ -198,7 +204,8 @@ fn a_listener_whose_task_panics_is_reported_and_a_server_that_panics_reports_no_
     let (mut handle, changes) = changes();
     let (_stop, stop) = watch::channel(false);
     let spare = SpareFiles::new(u64::MAX, 0);
-    let plan = Plan { control_socket: None, changes, certificate: Box::new(|| None), spare, stop };
+    let handed_over = mpsc::channel(1).1;
+    let plan = Plan { control_socket: None, handed_over, changes, certificate: Box::new(|| None), spare, stop };
     handle.change(1, change());
     let thread = start_with(TIMES, plan, || -> LongResponses { panic!("a bug") }).unwrap();
     assert!(handle.blocking_report().is_none());

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::socket::{MsgFlags, recv};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use super::udp;
+use super::{sys, udp};
 
 #[cfg(test)]
 mod tests;
@@ -107,6 +108,26 @@ const MAX_UNSENT: u32 = 32 * 1024;
 /// Those of `setsockopt`.
 pub(crate) fn limit_unsent_data(stream: &impl AsFd) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT)
+}
+
+/// Reads the first bytes of a connection, which stay in the socket. Returns their number.
+///
+/// # Errors
+///
+/// `WouldBlock` if there are none, and those of `recv`.
+pub(crate) fn peek(stream: &impl AsFd, into: &mut [u8]) -> io::Result<usize> {
+    let fd = stream.as_fd().as_raw_fd();
+    Ok(recv(fd, into, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)?)
+}
+
+/// Makes a connection readable only when so many bytes can be read, or when no more come.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub(crate) fn set_receive_low_water(stream: &impl AsFd, bytes: usize) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    sys::set_option(stream.as_fd(), libc::SOL_SOCKET, libc::SO_RCVLOWAT, bytes)
 }
 
 /// Makes the kernel end a connection whose client has not acknowledged data or keepalive probes for 30 s.

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::net::TcpStream;
 use std::rc::Weak;
 use std::sync::Arc;
 
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     End { ids: Vec<AllocationId>, operator: Operator, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
+    /// Serve a connection that a front has accepted. There is no response.
+    Adopt(TcpStream),
     /// Evict a connection for another worker. There is no response.
     Evict(EvictionRequest),
 }
@@ -138,6 +141,12 @@ impl Handle {
         self.call(|done| Command::Publish { done }).await
     }
 
+    /// Gives the worker a connection whose first bytes are still in its socket. Waits while the worker is busy. A worker
+    /// that has ended closes it.
+    pub(crate) async fn adopt(&self, connection: TcpStream) {
+        let _ = self.0.send(Command::Adopt(connection)).await;
+    }
+
     /// Asks the worker to evict a connection. If the mailbox is full, the request is lost. Then the client is rejected
     /// again, and its next attempt makes a new request.
     pub(super) fn evict(&self, eviction: EvictionRequest) {
@@ -216,6 +225,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 worker.borrow().publish();
                 let _ = done.send(());
             }
+            Command::Adopt(connection) => tasks::adopt(&worker, connection),
             Command::Evict(eviction) => {
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow().evict_for_other(eviction);

@@ -126,6 +126,20 @@ fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::R
     Ok(())
 }
 
+/// Serves a connection that a front has accepted, like one of a TCP listener.
+pub(super) fn adopt(worker: &Weak<RefCell<Worker>>, connection: std::net::TcpStream) {
+    let Some(this) = worker.upgrade() else { return };
+    // If this fails, the client has gone, or it connects again.
+    let Ok(stream) = TcpStream::from_std(connection) else { return };
+    let (accepted, panicked) = {
+        let mut this = this.borrow_mut();
+        (this.accept(&stream, Transport::Tcp), Rc::clone(&this.shell.panicked))
+    };
+    if let Some(admitted) = accepted {
+        spawn(&panicked, connections::serve(Weak::clone(worker), admitted, stream, true));
+    }
+}
+
 /// Stops serving clients at a listener. [`Changed::complete`] closes its socket.
 fn close_listener(worker: &mut Worker, endpoint: Endpoint) -> Option<Listening> {
     let at = worker.listening.iter().position(|own| own.endpoint == endpoint)?;

@@ -44,6 +44,12 @@ impl TimeProvider for Clock {
 
 /// Returns a session that trusts `authority` and expects a certificate for `localhost`.
 pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnection {
+    session_with("localhost", authority, offer)
+}
+
+/// Returns a session that trusts `authority` and expects a certificate for `name`. For an address, it sends no server
+/// name.
+pub(crate) fn session_with(name: &str, authority: &Authority, offer: &Offer<'_>) -> ClientConnection {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.root().as_bytes()).unwrap()).unwrap();
     let mut config =
@@ -53,7 +59,7 @@ pub(crate) fn session(authority: &Authority, offer: &Offer<'_>) -> ClientConnect
             .with_root_certificates(roots)
             .with_no_client_auth();
     config.alpn_protocols = offer.alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap()
+    ClientConnection::new(Arc::new(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap()
 }
 
 pub(crate) fn tcp(server: SocketAddr) -> TcpStream {

@@ -98,6 +98,20 @@ ttl = "1h"
 user-prefix = "shop:"
 origins = ["https://app.example.org", "http://localhost:5173"]
 requests-per-second = 50
+
+[[front]]
+listen = "[::]:8443"
+web = "unix:/run/web.sock"
+names = ["turn.example.org", "relay.example.org."]
+without-name = "relay"
+http = true
+proxy-protocol = true
+connections = 7
+idle = "90s"
+
+[[front]]
+listen = "127.0.0.1:80"
+web = "127.0.0.1:8080"
 "#;
 
 fn endpoints(transport: Transport, addresses: &[&str]) -> Vec<Endpoint> {
@@ -207,6 +221,28 @@ fn every_value_is_parsed() {
                 requests_per_second: 50,
             }],
         },
+        fronts: vec![
+            Front {
+                listen: "[::]:8443".parse().unwrap(),
+                web: WebSite::Unix("/run/web.sock".into()),
+                names: ["turn.example.org", "relay.example.org."].map(str::to_owned).to_vec(),
+                without_name: WithoutName::Relay,
+                http: true,
+                proxy_protocol: true,
+                connections: 7,
+                idle: Duration::from_secs(90),
+            },
+            Front {
+                listen: "127.0.0.1:80".parse().unwrap(),
+                web: WebSite::Tcp("127.0.0.1:8080".parse().unwrap()),
+                names: Vec::new(),
+                without_name: WithoutName::Web,
+                http: false,
+                proxy_protocol: false,
+                connections: 10_000,
+                idle: Duration::from_secs(3_600),
+            },
+        ],
         files: vec![("tls.certificate", "chain.pem".into()), ("tls.private-key", "/etc/key.pem".into())],
         warnings: Vec::new(),
     };
@@ -362,6 +398,10 @@ log      trace as json
 control  control.sock
 http     https://[::]:9641
 http     https://127.0.0.1:0
+front    [::]:8443: TURN, also over TLS as turn.example.org, relay.example.org. and without a server name; browsers that use a name of it get the pages of [http]; everything else goes to unix:/run/web.sock with a PROXY header
+         at most 7 connections; 90s without data end one
+front    127.0.0.1:80: TURN without TLS; everything else goes to 127.0.0.1:8080
+         at most 10000 connections; 1h without data end one
 keys     app.1"
     );
 }

@@ -103,6 +103,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         started: 1,
         commands,
         offload: Arc::new(offload),
+        front: Arc::default(),
     });
     (api, publisher)
 }

@@ -6,6 +6,7 @@ mod families;
 mod format;
 
 use std::fmt;
+use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -15,6 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{Api, Reload};
+use crate::front;
 use crate::http::response;
 use crate::stun::Method;
 use crate::transport::Transport;
@@ -56,6 +58,7 @@ impl Api {
             credentials: self.credentials.outcomes().collect(),
             offload_outcomes: self.offload.outcomes(),
             offload_interfaces: self.offload.interfaces(),
+            front: Arc::clone(&self.front),
         }
     }
 }
@@ -78,6 +81,7 @@ struct Page {
     offload_outcomes: Vec<(&'static str, u64)>,
     /// The names and drivers of the interfaces that have the XDP program.
     offload_interfaces: Vec<(String, String)>,
+    front: Arc<front::Statistics>,
 }
 
 impl Collector for Page {
@@ -91,6 +95,7 @@ impl Collector for Page {
         self.requests(&mut families)?;
         self.connections(&mut families)?;
         self.tls(&mut families)?;
+        self.front(&mut families)?;
         families.counters(
             "credential_requests",
             "HTTP requests for credentials",
@@ -392,5 +397,43 @@ impl Page {
             ),
             None => Ok(()),
         }
+    }
+
+    fn front(&self, families: &mut Families<'_, '_>) -> fmt::Result {
+        let front = &self.front;
+        families.gauges(
+            "front_connections",
+            "Connections to fronts by what they are connected to; none as long as the first bytes do not tell",
+            None,
+            "to",
+            [("none", front.open().saturating_sub(front.with_web_site())), ("web_site", front.with_web_site())],
+        )?;
+        families.counter("front_accepted_connections", "Connections to fronts that were accepted", front.accepted())?;
+        families.counter(
+            "front_failed_accepts",
+            "Connections to fronts that could not be accepted, most often because of too many open files",
+            front.accept_failed(),
+        )?;
+        families.counters(
+            "front_decisions",
+            "Connections to fronts by where they belong",
+            None,
+            "destination",
+            front.decided(),
+        )?;
+        families.counters(
+            "front_closed_connections",
+            "Accepted connections to fronts that have ended or were handed over",
+            None,
+            "reason",
+            front.ended(),
+        )?;
+        families.counters(
+            "front",
+            "Data between visitors and the web sites behind fronts",
+            Some(&Unit::Bytes),
+            "direction",
+            front.bytes(),
+        )
     }
 }

@@ -37,6 +37,7 @@ use super::start::WorkerControl;
 use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{HttpKey, LogLevel};
+use crate::front;
 use crate::http::{Client, Handler, PeerCredentials, response};
 use crate::net::tls::Certificate;
 use crate::privacy::Privacy;
@@ -93,6 +94,8 @@ pub(super) struct Inputs {
     /// To the thread of control.
     pub(super) commands: Commands,
     pub(super) offload: Arc<Offload>,
+    /// What the fronts count.
+    pub(super) front: Arc<front::Statistics>,
 }
 
 /// Responds to requests.

@@ -3,7 +3,7 @@
 //! A worker that rejects a connection has no connection to evict. It asks the next worker, which evicts one or asks the
 //! next. The client that was rejected can then connect.
 
-use super::by_source::Source;
+use crate::by_source::Source;
 use crate::turn::QuotaExceeded;
 use crate::worker::{Handle, Worker};
 

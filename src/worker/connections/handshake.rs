@@ -23,8 +23,8 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::by_source::{BySource, Source};
 use super::{Admitted, CloseReason};
+use crate::by_source::{BySource, Source};
 use crate::net::tls::{Acceptor, Failure, Stream, Usage};
 use crate::turn::Instant;
 use crate::worker::Worker;

@@ -1,6 +1,5 @@
 //! TCP and TLS connections: their acceptance, their number, and the reason why each one ends.
 
-mod by_source;
 mod eviction;
 mod front;
 mod handshake;
@@ -21,11 +20,11 @@ use tokio::sync::Notify;
 
 use super::event_log::Host;
 use super::{Shell, Worker};
+use crate::by_source::Source;
 use crate::net::tcp;
 use crate::net::tls::Failure;
 use crate::transport::Transport;
 use crate::turn::{AllocationId, Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
-use by_source::Source;
 use eviction::Eviction;
 pub(crate) use eviction::{EvictionRequest, OtherWorkers};
 use handshake::Handshakes;

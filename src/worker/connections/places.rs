@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use super::ConnectionLimits;
-use super::by_source::{BySource, Source};
+use crate::by_source::{BySource, Source};
 use crate::turn::{Quota, QuotaExceeded, Ticket};
 
 /// The most connections that give way to one new connection. Other workers may take the places first.

@@ -4,6 +4,7 @@ use super::*;
 
 mod alternate;
 mod auth;
+mod front;
 mod general;
 mod http_keys;
 mod keys;

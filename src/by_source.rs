@@ -8,10 +8,10 @@ use std::ops::Bound;
 
 /// A source of connections: an IPv4 address or an IPv6 /64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Source(IpAddr);
+pub(crate) struct Source(IpAddr);
 
 impl Source {
-    pub(super) fn of(ip: IpAddr) -> Self {
+    pub(crate) fn of(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(_) => Self(ip),
             IpAddr::V6(v6) => Self(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into()),
@@ -27,7 +27,7 @@ impl fmt::Display for Source {
 
 /// Entries with numbers that grow from entry to entry. Every operation takes logarithmic time.
 #[derive(Debug)]
-pub(super) struct BySource<T> {
+pub(crate) struct BySource<T> {
     entries: BTreeMap<Source, BTreeMap<u64, T>>,
     /// One element for each source. The last is the source with the most entries; of several, the one with the oldest.
     fullest: BTreeSet<(usize, Reverse<u64>, Source)>,
@@ -41,31 +41,31 @@ impl<T> Default for BySource<T> {
 }
 
 impl<T> BySource<T> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.length
     }
 
-    pub(super) fn insert(&mut self, source: Source, number: u64, entry: T) {
+    pub(crate) fn insert(&mut self, source: Source, number: u64, entry: T) {
         self.change(source, |entries| entries.insert(number, entry));
     }
 
-    pub(super) fn remove(&mut self, source: Source, number: u64) -> Option<T> {
+    pub(crate) fn remove(&mut self, source: Source, number: u64) -> Option<T> {
         self.change(source, |entries| entries.remove(&number))
     }
 
     /// Removes the oldest entry of the source with the most entries.
-    pub(super) fn pop_fullest(&mut self) -> Option<(u64, T)> {
+    pub(crate) fn pop_fullest(&mut self) -> Option<(u64, T)> {
         let (_, Reverse(oldest), source) = self.fullest.last().copied()?;
         Some((oldest, self.remove(source, oldest)?))
     }
 
     /// Removes the oldest entry of a source.
-    pub(super) fn pop_oldest(&mut self, source: Source) -> Option<(u64, T)> {
+    pub(crate) fn pop_oldest(&mut self, source: Source) -> Option<(u64, T)> {
         self.change(source, BTreeMap::pop_first)
     }
 
     /// Removes the oldest entry of the source that follows `last`, so that the sources take turns.
-    pub(super) fn pop_next(&mut self, last: Option<Source>) -> Option<(Source, u64, T)> {
+    pub(crate) fn pop_next(&mut self, last: Option<Source>) -> Option<(Source, u64, T)> {
         let after = last.map_or(Bound::Unbounded, Bound::Excluded);
         let next = self.entries.range((after, Bound::Unbounded)).next().or_else(|| self.entries.iter().next());
         let source = next.map(|(source, _)| *source)?;

@@ -1,0 +1,388 @@
+//! The ports that the relay shares with a web site, on a thread of their own.
+//!
+//! The first bytes of a connection decide who serves it ([`rules`]). They stay in the socket, so whoever serves it reads
+//! the connection from its beginning. Connections for TURN go to a worker, those for HTTP to the HTTP server, and all
+//! others are connected to the web site, which sees what the visitor sends ([`transfer`]). They have limits of their own:
+//! whatever visitors of the web site do, it takes nothing from the limits of the relay.
+
+mod hello;
+mod rules;
+mod site;
+mod statistics;
+mod transfer;
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::io;
+use std::net::{self, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::by_source::{BySource, Source};
+use crate::config::WebSite;
+use crate::http::{
+    AsyncListener, BACK_OFF, Changes, Closed, FailedListener, ListenerChange, Service, closing, follow, stopped,
+};
+use crate::net::limits::{SpareFiles, lower_priority, too_many_open_files};
+use crate::net::tcp;
+use crate::privacy::Privacy;
+use crate::proxy_protocol::{self, Addresses};
+use rules::{Decision, Destination};
+use site::{Connected, Reachability};
+use statistics::End;
+use transfer::Pipes;
+
+pub(crate) use rules::Rules;
+pub(crate) use statistics::Statistics;
+pub(crate) use transfer::PIPES;
+
+/// What the thread of the fronts needs.
+pub(crate) struct Plan {
+    /// The first one opens the listeners.
+    pub(crate) changes: Changes,
+    pub(crate) settings: watch::Receiver<Arc<Settings>>,
+    pub(crate) statistics: Arc<Statistics>,
+    /// The files that visitors leave to the relay and to the operator.
+    pub(crate) spare: SpareFiles,
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+/// The configuration of all fronts. A reload replaces it as a whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) fronts: Vec<Front>,
+    /// The time for the bytes that decide where a connection belongs.
+    pub(crate) first_bytes: Duration,
+    pub(crate) privacy: Arc<Privacy>,
+}
+
+/// A front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Front {
+    /// The address of its listener, with the actual port.
+    pub(crate) address: SocketAddr,
+    pub(crate) rules: Rules,
+    pub(crate) site: WebSite,
+    /// Whether the web site gets the addresses of its visitors in a PROXY header of version 2.
+    pub(crate) proxy_protocol: bool,
+    /// The most connections at the same time.
+    pub(crate) connections: usize,
+    /// The longest time without data between a visitor and the web site.
+    pub(crate) idle: Duration,
+}
+
+/// Takes the connections that are not for the web site.
+pub(crate) trait Handler: 'static {
+    /// Gives a connection to a worker. Returns when the worker has it.
+    fn relay(&self, connection: net::TcpStream) -> impl Future<Output = ()>;
+
+    /// Gives a connection to the HTTP server.
+    fn http(&self, connection: net::TcpStream, client: SocketAddr) -> impl Future<Output = ()>;
+}
+
+/// Starts the thread. `handler` is called on it.
+///
+/// # Errors
+/// If the thread or its runtime cannot be created.
+pub(crate) fn start<H: Handler>(
+    plan: Plan,
+    handler: impl FnOnce() -> H + Send + 'static,
+) -> io::Result<thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let run = move || {
+        // Calls come before downloads.
+        if let Err(error) = lower_priority() {
+            tracing::debug!(event = "priority-unchanged", %error, "the front competes with the workers for the CPU");
+        }
+        let tasks = tokio::task::LocalSet::new();
+        tasks.block_on(&runtime, async {
+            let Plan { changes, settings, statistics, spare, stop } = plan;
+            let pipes = Pipes::new(spare.clone());
+            let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
+            let shared = Shared { settings, statistics, spare, stop: stop.clone(), pipes, first, handler: handler() };
+            follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
+        });
+    };
+    thread::Builder::new().name("front".to_owned()).spawn(run)
+}
+
+/// What the tasks of all listeners share.
+struct Shared<H> {
+    settings: watch::Receiver<Arc<Settings>>,
+    statistics: Arc<Statistics>,
+    spare: SpareFiles,
+    stop: watch::Receiver<bool>,
+    pipes: Pipes,
+    /// The first bytes of one connection at a time.
+    first: RefCell<Box<[u8]>>,
+    handler: H,
+}
+
+struct Fronts<H>(Rc<Shared<H>>);
+
+impl<H: Handler> Service for Fronts<H> {
+    fn begin(&self, _change: &ListenerChange) {}
+
+    fn serve(
+        &self,
+        listener: AsyncListener,
+        address: SocketAddr,
+        close: oneshot::Receiver<Closed>,
+    ) -> impl Future<Output = ()> + 'static {
+        accept(listener, address, close, Rc::clone(&self.0))
+    }
+
+    fn log_failure(&self, FailedListener { address, error, .. }: &FailedListener) {
+        tracing::error!(
+            event = "front-failed", %address, %error,
+            "cannot serve this front, so neither the web site nor the relay can be reached there; a reload or a restart \
+             tries again"
+        );
+    }
+
+    fn other_panicked(&self, _task: tokio::task::Id) {}
+}
+
+/// Accepts connections until the server stops, or until `close`.
+async fn accept<H: Handler>(
+    socket: AsyncListener,
+    address: SocketAddr,
+    close: oneshot::Receiver<Closed>,
+    shared: Rc<Shared<H>>,
+) {
+    let Some(socket) = socket.into_tcp() else { return };
+    // Visitors may come many at once. The listener works in any case.
+    let _ = tcp::listen(&socket);
+    let (mut tasks, places) = (JoinSet::new(), Rc::new(Places::default()));
+    let reachability = Rc::new(Reachability::default());
+    let begin = |tasks: &mut JoinSet<()>, stream: TcpStream| {
+        let Some(connection) = Connection::admit(&shared, &places, address, stream) else { return };
+        let (shared, reachability) = (Rc::clone(&shared), Rc::clone(&reachability));
+        tasks.spawn_local(async move { connection.serve(&shared, &reachability).await });
+    };
+    let (stopping, closing) = (stopped(shared.stop.clone()), closing(Some(close)));
+    tokio::pin!(stopping, closing);
+    let closed = loop {
+        let accepted = tokio::select! {
+            () = &mut stopping => break None,
+            closed = &mut closing => break Some(closed),
+            // A connection that has ended leaves nothing.
+            Some(_) = tasks.join_next() => continue,
+            accepted = socket.accept() => accepted,
+        };
+        match accepted.and_then(|(stream, _)| permitted(stream, &shared.spare)) {
+            Ok(stream) => begin(&mut tasks, stream),
+            Err(error) => {
+                shared.statistics.count_accept_failed();
+                tracing::debug!(event = "front-accept-failed", %error, "cannot accept a connection to a front");
+                sleep(BACK_OFF).await;
+            }
+        }
+    };
+    if closed.is_some() {
+        // The kernel would reset the connections that wait.
+        let waiting = std::iter::from_fn(|| tcp::accept_now(&socket).and_then(TcpStream::from_std).ok());
+        for stream in waiting.take(usize::try_from(tcp::BACKLOG).unwrap_or_default()) {
+            permitted(stream, &shared.spare).into_iter().for_each(|stream| begin(&mut tasks, stream));
+        }
+    }
+    drop(socket);
+    drop(closed);
+    // Connections to a listener that has been closed continue.
+    tokio::select! {
+        () = stopped(shared.stop.clone()) => {}
+        () = async { while tasks.join_next().await.is_some() {} } => {}
+    }
+}
+
+/// Returns an accepted connection, unless it would use a spare file.
+fn permitted(stream: TcpStream, spare: &SpareFiles) -> io::Result<TcpStream> {
+    if spare.permit(&stream) { Ok(stream) } else { Err(too_many_open_files()) }
+}
+
+/// The connections of a front.
+#[derive(Debug, Default)]
+struct Places {
+    open: RefCell<BySource<Rc<Notify>>>,
+    next: Cell<u64>,
+}
+
+/// The place of a connection. Dropping it frees the place.
+#[derive(Debug)]
+struct Place {
+    all: Rc<Places>,
+    source: Source,
+    number: u64,
+    evicted: Rc<Notify>,
+}
+
+impl Places {
+    /// Makes a place. If there are `most` connections, the oldest of the source with the most of them is evicted.
+    fn admit(this: &Rc<Self>, source: Source, most: usize) -> Place {
+        let mut open = this.open.borrow_mut();
+        while open.len() >= most.max(1) {
+            let Some((_, evicted)) = open.pop_fullest() else { break };
+            evicted.notify_one();
+        }
+        let (number, evicted) = (this.next.replace(this.next.get() + 1), Rc::<Notify>::default());
+        open.insert(source, number, Rc::clone(&evicted));
+        Place { all: Rc::clone(this), source, number, evicted }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.all.open.borrow_mut().remove(self.source, self.number);
+    }
+}
+
+/// How a connection ends. Dropping it counts and logs that.
+struct Ending {
+    end: Cell<End>,
+    client: SocketAddr,
+    statistics: Arc<Statistics>,
+    privacy: Arc<Privacy>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let end = self.end.get();
+        self.statistics.count_ended(end);
+        tracing::debug!(
+            event = "front-connection-ended",
+            client = self.privacy.address(self.client),
+            reason = end.label(),
+            "a connection to a front ended"
+        );
+    }
+}
+
+/// A connection to a front.
+struct Connection {
+    stream: TcpStream,
+    addresses: Addresses,
+    front: Front,
+    first_bytes: Duration,
+    ending: Ending,
+    place: Place,
+}
+
+impl Connection {
+    /// Returns `None` if the client has gone already, or a reload has removed the front.
+    fn admit<H>(shared: &Shared<H>, places: &Rc<Places>, address: SocketAddr, stream: TcpStream) -> Option<Self> {
+        let settings = Arc::clone(&shared.settings.borrow());
+        let front = settings.fronts.iter().find(|front| front.address == address)?.clone();
+        let (Ok(client), Ok(server), Ok(())) =
+            (stream.peer_addr(), stream.local_addr(), tcp::enable_dead_peer_detection(&stream))
+        else {
+            return None;
+        };
+        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        let addresses = Addresses { client: canonical(client), server: canonical(server) };
+        let (client, first_bytes) = (addresses.client, settings.first_bytes);
+        let place = Places::admit(places, Source::of(client.ip()), front.connections);
+        shared.statistics.count_accepted();
+        let (statistics, privacy) = (Arc::clone(&shared.statistics), Arc::clone(&settings.privacy));
+        let ending = Ending { end: Cell::new(End::Stopped), client, statistics, privacy };
+        Some(Self { stream, addresses, front, first_bytes, ending, place })
+    }
+
+    async fn serve<H: Handler>(self, shared: &Shared<H>, reachability: &Reachability) {
+        // Both are dropped at the end.
+        let Self { stream, addresses, front, first_bytes, ending, place } = self;
+        let served = async {
+            let destination = timeout(first_bytes, destination(&stream, &front.rules, &shared.first)).await;
+            let destination = match destination.unwrap_or(Err(End::Late)) {
+                Ok(destination) => destination,
+                Err(end) => return end,
+            };
+            shared.statistics.count_decided(destination);
+            if destination == Destination::Web {
+                return serve_web(stream, addresses, &front, shared, reachability).await;
+            }
+            let Ok(stream) = stream.into_std() else { return End::ByVisitor };
+            if destination == Destination::Relay {
+                shared.handler.relay(stream).await;
+                return End::ToRelay;
+            }
+            shared.handler.http(stream, addresses.client).await;
+            End::ToHttp
+        };
+        let end = tokio::select! {
+            end = served => end,
+            () = place.evicted.notified() => End::Evicted,
+        };
+        ending.end.set(end);
+    }
+}
+
+/// Reads from the first bytes of a connection, which stay in the socket, where it belongs. `first` is the buffer.
+async fn destination(stream: &TcpStream, rules: &Rules, first: &RefCell<Box<[u8]>>) -> Result<Destination, End> {
+    let wait_for = |bytes| tcp::set_receive_low_water(stream, bytes).map_err(|_| End::ByVisitor);
+    let mut needed = 1;
+    loop {
+        let ready = stream.ready(Interest::READABLE).await.map_err(|_| End::ByVisitor)?;
+        let decision = stream.try_io(Interest::READABLE, || {
+            let mut first = first.borrow_mut();
+            let length = tcp::peek(stream, &mut first)?;
+            let first = first.get(..length).filter(|first| first.len() >= needed);
+            // With fewer bytes than that, the socket waits for more.
+            first.map(|first| rules.decide(first)).ok_or(io::ErrorKind::WouldBlock.into())
+        });
+        match decision {
+            // Whoever serves the connection waits for each byte.
+            Ok(Decision::To(destination)) => return wait_for(1).map(|()| destination),
+            Ok(Decision::TooLong) => return Err(End::TooLong),
+            Ok(Decision::Needs(more)) => {
+                needed = more;
+                // A client that sends single bytes does not wake this task before that.
+                wait_for(more)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !ready.is_read_closed() => {}
+            Err(_) => return Err(End::ByVisitor),
+        }
+    }
+}
+
+/// Connects a visitor to the web site.
+async fn serve_web<H: Handler>(
+    stream: TcpStream,
+    addresses: Addresses,
+    front: &Front,
+    shared: &Shared<H>,
+    reachability: &Reachability,
+) -> End {
+    let mut site = match site::connect(&front.site, &shared.spare).await {
+        Ok(site) => site,
+        Err(error) => {
+            reachability.failed(front.address, &front.site, &error);
+            site::refuse(stream).await;
+            return End::Unreachable;
+        }
+    };
+    reachability.reached(front.address, &front.site);
+    let _counted = shared.statistics.count_web_site();
+    if front.proxy_protocol {
+        let mut header = Vec::new();
+        proxy_protocol::write(Some(addresses), &mut header);
+        if site.send(&header).await.is_err() {
+            return End::ByWebSite;
+        }
+    }
+    // Both sides decide what they send at once.
+    if stream.set_nodelay(true).is_err() {
+        return End::ByVisitor;
+    }
+    match &site {
+        Connected::Tcp(site) => transfer::run((&stream, site), front.idle, &shared.pipes, &shared.statistics).await,
+        Connected::Unix(site) => transfer::run((&stream, site), front.idle, &shared.pipes, &shared.statistics).await,
+    }
+}

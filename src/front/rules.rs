@@ -1,0 +1,166 @@
+//! Where a connection to a port that the relay shares with a web site belongs, by its first bytes.
+
+use super::hello::{self, ClientHello, Read};
+
+/// The application protocols of HTTP over TLS (RFC 9113 §3.2, RFC 7301 §6).
+const HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The application protocols of STUN and TURN (RFC 7443 §2).
+const STUN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
+
+/// The largest first byte of a STUN message (RFC 7983 §7).
+const LAST_STUN: u8 = 3;
+
+/// Who serves a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// A worker: TURN over TCP or TLS.
+    Relay,
+    /// The HTTP server of this process.
+    Http,
+    /// The web site.
+    Web,
+}
+
+/// The decision about the first bytes of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    To(Destination),
+    /// At least this number of bytes is needed to decide.
+    Needs(usize),
+    /// The ClientHello is longer than any that a client sends.
+    TooLong,
+}
+
+/// The rules of a front.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    /// The names of the relay, as [`normalized`](hello::normalized) returns them.
+    names: Vec<String>,
+    /// Whether clients that send no server name are those of the relay.
+    relay_without_name: bool,
+    /// Whether the HTTP server of this process serves browsers that use a name of the relay.
+    serves_http: bool,
+}
+
+impl Rules {
+    pub(crate) fn new(names: &[String], relay_without_name: bool, serves_http: bool) -> Self {
+        let names = names.iter().map(|name| hello::normalized(name)).collect();
+        Self { names, relay_without_name, serves_http }
+    }
+
+    /// Decides by the first bytes of a connection, of which there may be more.
+    pub(crate) fn decide(&self, first: &[u8]) -> Decision {
+        match first.first() {
+            None => Decision::Needs(1),
+            Some(..=LAST_STUN) => Decision::To(Destination::Relay),
+            Some(&hello::HANDSHAKE) => match hello::read(first) {
+                Read::Hello(hello) => Decision::To(self.of_tls(&hello)),
+                Read::Needs(bytes) => Decision::Needs(bytes),
+                Read::TooLong => Decision::TooLong,
+                // The web site knows how to refuse it.
+                Read::Malformed => Decision::To(Destination::Web),
+            },
+            // HTTP begins with a letter, and so may ChannelData; but a client has no channel before its first request.
+            Some(_) => Decision::To(Destination::Web),
+        }
+    }
+
+    fn of_tls(&self, hello: &ClientHello) -> Destination {
+        let is_own = match &hello.server_name {
+            Some(name) => self.names.contains(name),
+            None => self.relay_without_name,
+        };
+        let offers = |protocols: [&[u8]; 2]| protocols.into_iter().any(|protocol| hello.offers(protocol));
+        if !is_own {
+            Destination::Web
+        } else if hello.protocols.is_empty() || offers(STUN) {
+            Destination::Relay
+        } else if !offers(HTTP) {
+            // Another protocol, such as that of an ACME challenge for the web site's certificate.
+            Destination::Web
+        } else if self.serves_http {
+            Destination::Http
+        } else {
+            Destination::Web
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::hello::tests::first_flight;
+    use super::*;
+
+    fn rules(relay_without_name: bool, serves_http: bool) -> Rules {
+        Rules::new(&["Turn.example.org".to_owned(), "relay.example.org.".to_owned()], relay_without_name, serves_http)
+    }
+
+    fn of(rules: &Rules, name: &str, protocols: &[&[u8]]) -> Destination {
+        match rules.decide(&first_flight(name, protocols)) {
+            Decision::To(destination) => destination,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_server_name_decides() {
+        let rules = rules(false, false);
+        for (name, destination) in [
+            ("turn.example.org", Destination::Relay),
+            ("TURN.example.org", Destination::Relay),
+            ("relay.example.org", Destination::Relay),
+            ("www.example.org", Destination::Web),
+            ("turn.example.org.evil.example", Destination::Web),
+            ("x.turn.example.org", Destination::Web),
+            ("192.0.2.7", Destination::Web),
+        ] {
+            assert_eq!(of(&rules, name, &[]), destination, "{name}");
+        }
+    }
+
+    #[test]
+    fn clients_without_a_name_are_those_of_the_relay_if_that_is_configured() {
+        assert_eq!(of(&rules(true, false), "192.0.2.7", &[]), Destination::Relay);
+        assert_eq!(of(&rules(true, false), "192.0.2.7", &[b"h2"]), Destination::Web);
+        assert_eq!(of(&rules(true, false), "www.example.org", &[]), Destination::Web);
+    }
+
+    // One name can then be that of the web site and of the relay: browsers offer HTTP, and clients of TURN do not.
+    #[test]
+    fn browsers_that_use_a_name_of_the_relay_get_the_web_site_or_http() {
+        let name = "turn.example.org";
+        for (serves_http, browser) in [(false, Destination::Web), (true, Destination::Http)] {
+            let rules = rules(false, serves_http);
+            assert_eq!(of(&rules, name, &[b"h2", b"http/1.1"]), browser);
+            assert_eq!(of(&rules, name, &[b"http/1.1"]), browser);
+            assert_eq!(of(&rules, name, &[b"stun.turn"]), Destination::Relay);
+            assert_eq!(of(&rules, name, &[b"stun.turn", b"http/1.1"]), Destination::Relay);
+            assert_eq!(of(&rules, name, &[b"stun.nat-discovery"]), Destination::Relay);
+            assert_eq!(of(&rules, name, &[b"acme-tls/1"]), Destination::Web);
+            assert_eq!(of(&rules, "www.example.org", &[b"http/1.1"]), Destination::Web);
+        }
+    }
+
+    #[test]
+    fn the_first_byte_tells_turn_from_everything_else_but_tls() {
+        let rules = rules(false, true);
+        assert_eq!(rules.decide(&[]), Decision::Needs(1));
+        for first in [0, 1, 3] {
+            assert_eq!(rules.decide(&[first]), Decision::To(Destination::Relay));
+        }
+        for first in [4, b'G', b'P', 0x14, 0x17, 0x80, 0xff] {
+            assert_eq!(rules.decide(&[first]), Decision::To(Destination::Web));
+        }
+    }
+
+    #[test]
+    fn a_client_hello_that_is_not_complete_or_too_long_or_malformed_is_told_apart() {
+        let (rules, flight) = (rules(false, false), first_flight("turn.example.org", &[]));
+        assert_eq!(rules.decide(&flight[..1]), Decision::Needs(5));
+        assert_eq!(rules.decide(&flight[..5]), Decision::Needs(9));
+        assert_eq!(rules.decide(&flight[..100]), Decision::Needs(flight.len()));
+        assert_eq!(rules.decide(&[22, 3, 1, 0x40, 0, 1, 0, 0x40, 1]), Decision::TooLong);
+        assert_eq!(rules.decide(&[22, 9, 9, 0, 1, 1]), Decision::To(Destination::Web));
+    }
+}

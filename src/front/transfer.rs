@@ -1,0 +1,198 @@
+//! Moves data between a visitor and the web site until both have finished.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{Interest, Ready};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::yield_now;
+use tokio::time::{Instant, sleep_until};
+
+use super::statistics::{Direction, End, Statistics};
+use crate::net::limits::SpareFiles;
+use crate::net::splice::{Buffer, Carrier, Pipe};
+
+/// The number of bytes after which other connections have their turn.
+const SHARE: usize = 1 << 20;
+
+/// The most pipes of the thread. Further directions have buffers, so that visitors who read slowly hold up nobody.
+pub(crate) const PIPES: usize = 256;
+
+/// The longest time without data once one side has finished. Most of these connections are never closed by the other
+/// side.
+const HALF_CLOSED: Duration = Duration::from_secs(60);
+
+/// A stream socket.
+pub(super) trait Socket: AsFd + Sized {
+    async fn until_ready(&self, interest: Interest) -> io::Result<Ready>;
+    fn attempt<R>(&self, interest: Interest, call: impl FnOnce() -> io::Result<R>) -> io::Result<R>;
+
+    /// Says to the other end that no more data comes.
+    fn finish(&self) -> io::Result<()> {
+        SockRef::from(self).shutdown(std::net::Shutdown::Write)
+    }
+}
+
+macro_rules! socket {
+    ($($stream:ty),+) => {$(
+        impl Socket for $stream {
+            async fn until_ready(&self, interest: Interest) -> io::Result<Ready> {
+                self.ready(interest).await
+            }
+
+            fn attempt<R>(&self, interest: Interest, call: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+                self.try_io(interest, call)
+            }
+        }
+    )+};
+}
+
+socket!(TcpStream, UnixStream);
+
+/// The pipes of a thread. A direction has one only while it has data, so that connections that wait need none.
+#[derive(Debug)]
+pub(super) struct Pipes {
+    empty: RefCell<Vec<Pipe>>,
+    /// The number of pipes, in use or not.
+    count: Cell<usize>,
+    spare: SpareFiles,
+}
+
+impl Pipes {
+    pub(super) fn new(spare: SpareFiles) -> Self {
+        Self { empty: RefCell::default(), count: Cell::default(), spare }
+    }
+
+    /// Returns an empty pipe, or a buffer if there is none.
+    fn take(&self) -> Borrowed<'_> {
+        let pipe = self.empty.borrow_mut().pop().or_else(|| {
+            let new = if self.count.get() < PIPES { Pipe::new().ok() } else { None };
+            let permitted = new.filter(|pipe| self.spare.permit(pipe));
+            self.count.update(|count| count + usize::from(permitted.is_some()));
+            permitted
+        });
+        Borrowed { pipes: self, carrier: pipe.map_or_else(|| Carrier::Buffer(Buffer::default()), Carrier::Pipe) }
+    }
+}
+
+/// A pipe or a buffer in use. Dropping it returns the pipe, if that is empty.
+struct Borrowed<'a> {
+    pipes: &'a Pipes,
+    carrier: Carrier,
+}
+
+impl Drop for Borrowed<'_> {
+    fn drop(&mut self) {
+        let is_empty = self.carrier.is_empty();
+        if let Carrier::Pipe(pipe) = std::mem::replace(&mut self.carrier, Carrier::none()) {
+            if is_empty {
+                self.pipes.empty.borrow_mut().push(pipe);
+            } else {
+                self.pipes.count.update(|count| count - 1);
+            }
+        }
+    }
+}
+
+/// The side of a connection that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Source,
+    Sink,
+}
+
+/// What the two directions share.
+struct Transfer<'a> {
+    pipes: &'a Pipes,
+    statistics: &'a Statistics,
+    last_data: Cell<Instant>,
+    /// The longest time without data.
+    idle: Cell<Duration>,
+}
+
+/// Moves data in both directions. Returns when both sides have finished, one has failed, or no data came for `idle`.
+pub(super) async fn run(
+    (visitor, site): (&impl Socket, &impl Socket),
+    idle: Duration,
+    pipes: &Pipes,
+    statistics: &Statistics,
+) -> End {
+    let transfer = Transfer { pipes, statistics, last_data: Cell::new(Instant::now()), idle: Cell::new(idle) };
+    let to_web_site = async {
+        let moved = transfer.one(visitor, site, Direction::ToWebSite).await;
+        moved.map_err(|failed| if failed == Failed::Source { End::ByVisitor } else { End::ByWebSite })
+    };
+    let to_visitor = async {
+        let moved = transfer.one(site, visitor, Direction::ToVisitor).await;
+        moved.map_err(|failed| if failed == Failed::Source { End::ByWebSite } else { End::ByVisitor })
+    };
+    tokio::select! {
+        both = async { tokio::try_join!(to_web_site, to_visitor) } => both.err().unwrap_or(End::Complete),
+        () = transfer.idle() => End::Idle,
+    }
+}
+
+impl Transfer<'_> {
+    /// Moves data in one direction until the source has finished, and says so to the sink.
+    async fn one(&self, source: &impl Socket, sink: &impl Socket, direction: Direction) -> Result<(), Failed> {
+        let mut since_yield = 0;
+        loop {
+            source.until_ready(Interest::READABLE).await.map_err(|_| Failed::Source)?;
+            let mut borrowed = self.pipes.take();
+            let carrier = &mut borrowed.carrier;
+            loop {
+                let taken = match source.attempt(Interest::READABLE, || carrier.fill(source)) {
+                    Ok(0) => {
+                        self.idle.set(self.idle.get().min(HALF_CLOSED));
+                        return sink.finish().map_err(|_| Failed::Sink);
+                    }
+                    Ok(taken) => taken,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    Err(_) => return Err(Failed::Source),
+                };
+                self.last_data.set(Instant::now());
+                self.empty(carrier, sink, direction).await?;
+                since_yield += taken;
+                if since_yield >= SHARE {
+                    since_yield = 0;
+                    yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Gives all data in a carrier to the sink.
+    async fn empty(&self, carrier: &mut Carrier, sink: &impl Socket, direction: Direction) -> Result<(), Failed> {
+        while !carrier.is_empty() {
+            match sink.attempt(Interest::WRITABLE, || carrier.drain(sink)) {
+                Ok(given) => {
+                    self.statistics.count_bytes(direction, given);
+                    self.last_data.set(Instant::now());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    sink.until_ready(Interest::WRITABLE).await.map_err(|_| Failed::Sink)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Err(Failed::Sink),
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until no data has come for the idle time.
+    async fn idle(&self) {
+        loop {
+            let end = self.last_data.get() + self.idle.get();
+            let now = Instant::now();
+            if now >= end {
+                return;
+            }
+            // The time may become shorter while this waits.
+            sleep_until(end.min(now + HALF_CLOSED)).await;
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! What visitors can take from the server: nothing that belongs to the relay.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use crate::common::{Fixture, exchange, read_all, visitors};
+use crate::site::{GREETING, Site};
+use crate::support::client::{Client, Login};
+
+/// Opens a connection to the web site, and waits until it is there.
+fn visit(front: &Fixture) -> TcpStream {
+    let mut stream = front.visit();
+    stream.write_all(b"GET /").unwrap();
+    let mut answer = [0; GREETING.len() + 5];
+    stream.read_exact(&mut answer).unwrap();
+    stream
+}
+
+#[test]
+fn five_thousand_open_connections_to_the_web_site_leave_the_limits_of_the_relay_alone() {
+    let visitors = visitors(5_000);
+    let limits = "[limits]\nconnections = 20\nconnections-per-source = 20\nallocations = 100\n";
+    let front = Fixture::new(&Site::echo(), "", limits);
+    let open: Vec<TcpStream> = (0..visitors).map(|_| visit(&front)).collect();
+    front.wait_for_metric(&format!("turnserver_front_connections{{to=\"web_site\"}} {visitors}"));
+    let clients: Vec<Client> = (0..20).map(|_| front.allocate_over_tls()).collect();
+    front.wait_for_metric("turnserver_connections{transport=\"tls\"} 20");
+    front.wait_for_metric("turnserver_rejected_connections_total{cause=\"connections\"} 0");
+    clients.iter().for_each(|client| assert_eq!(client.binding(), client.address()));
+    // The limits of the relay apply to its own connections.
+    let mut further = front.visit();
+    further.write_all(&[0, 1]).unwrap();
+    assert_eq!(read_all(&mut further), b"");
+    front.wait_for_metric("turnserver_rejected_connections_total{cause=\"connections\"} 1");
+    assert_eq!(open.len(), visitors);
+}
+
+#[test]
+fn above_the_limit_the_oldest_connection_of_the_source_with_the_most_is_evicted() {
+    let front = Fixture::new(&Site::echo(), "connections = 2\n", "");
+    let mut first = visit(&front);
+    let second = visit(&front);
+    let third = visit(&front);
+    assert_eq!(read_all(&mut first), b"");
+    front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"evicted\"} 1");
+    for stream in [second, third] {
+        assert_eq!(exchange(stream, b" more"), b" more");
+    }
+}
+
+#[test]
+fn connections_whose_first_bytes_do_not_come_end_in_time_and_keep_nobody_out() {
+    let count = visitors(3_000);
+    let timeouts = "[timeouts]\ntls-handshake = \"5s\"\n";
+    let front = Fixture::new(&Site::echo(), "", timeouts);
+    let hello = front.hello("www.example.org", &[]);
+    let mut slow: Vec<TcpStream> = (0..count).map(|_| front.visit()).collect();
+    for (number, stream) in slow.iter_mut().enumerate() {
+        // Nothing, the beginning of a record, or all but one byte.
+        let sent = [0, 3, 5, 6, 100, hello.len() - 1][number % 6];
+        stream.write_all(&hello[..sent]).unwrap();
+    }
+    let client = front.allocate_over_tls();
+    assert_eq!(exchange(front.visit(), &hello), [GREETING, &hello].concat());
+    for stream in &mut slow {
+        assert_eq!(read_all(stream), b"");
+    }
+    front.wait_for_metric(&format!("turnserver_front_closed_connections_total{{reason=\"first-bytes-late\"}} {count}"));
+    front.wait_for_metric("turnserver_front_connections{to=\"none\"} 0");
+    assert_eq!(client.binding(), client.address());
+}
+
+#[test]
+fn a_client_hello_that_is_too_long_or_never_ends_is_refused_at_once() {
+    let front = Fixture::new(&Site::echo(), "", "");
+    // The length of the message, and too many records.
+    let long = [0x16, 3, 1, 0x40, 0, 1, 0, 0x40, 0];
+    let mut split = vec![0x16, 3, 1, 0, 1, 1];
+    split.extend([[0x16, 3, 1, 0, 1, 0]; 20].concat());
+    for bytes in [&long[..], &split] {
+        let mut stream = front.visit();
+        stream.write_all(bytes).unwrap();
+        assert_eq!(read_all(&mut stream), b"");
+    }
+    front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"client-hello-too-long\"} 2");
+}
+
+#[test]
+fn a_client_that_goes_before_it_is_known_leaves_nothing() {
+    let front = Fixture::new(&Site::echo(), "", "");
+    let hello = front.hello("localhost", &[]);
+    for sent in [0, 1, 100] {
+        let mut stream = front.visit();
+        stream.write_all(&hello[..sent]).unwrap();
+        drop(stream);
+    }
+    front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"broken-by-visitor\"} 3");
+    front.wait_for_metric("turnserver_front_connections{to=\"none\"} 0");
+    let client = Client::on_tcp(front.visit());
+    assert!(client.allocate(&Login::mint("alice", 600)).is_ok());
+}
