@@ -26,6 +26,8 @@ mod roles;
 #[path = "../versus_coturn/scenario.rs"]
 #[allow(dead_code, reason = "another benchmark uses the rest of it")]
 mod scenario;
+#[path = "../versus_coturn/setup.rs"]
+mod setup;
 #[path = "../versus_coturn/side.rs"]
 mod side;
 mod streams;
@@ -48,7 +50,8 @@ use measure::{Measurement, named};
 use network::{Network, Setup};
 use output::{print, print_progress};
 use priority::{CALL, SERVER};
-use roles::{Directory, RoleArguments, build_server, exec_program};
+use roles::{RoleArguments, exec_program};
+use setup::{Directory, build_server};
 use table::Table;
 
 /// Measures a call while an attacker floods the server, and fails if the call or the server suffers.

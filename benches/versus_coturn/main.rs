@@ -13,6 +13,7 @@ mod roles;
 mod round;
 mod scenario;
 mod server;
+mod setup;
 #[allow(dead_code, reason = "another benchmark uses the rest of it")]
 mod side;
 mod summary;
@@ -27,10 +28,11 @@ use comparison::{Comparison, Remarks, Rounds, values};
 use load::Outcome;
 use network::{Network, Setup};
 use output::{print, print_progress};
-use roles::{Directory, RoleArguments, build_server, exec_program};
+use roles::{RoleArguments, exec_program};
 use round::Times;
 use scenario::{Figure, Scenario};
 use server::{Kind, Servers};
+use setup::{Directory, build_server};
 use table::{Pair, Table};
 
 /// Measures our TURN server and coturn alternately under the same load.
