@@ -5,8 +5,8 @@
 //! others are connected to the web site, which sees what the visitor sends ([`transfer`]). They have limits of their own:
 //! whatever visitors of the web site do, it takes nothing from the limits of the relay.
 
-mod hello;
-mod rules;
+pub(crate) mod hello;
+pub(crate) mod rules;
 mod site;
 mod statistics;
 mod transfer;

@@ -13,6 +13,7 @@
 
 mod authenticated;
 mod client;
+mod client_hello;
 mod config;
 mod credentials;
 mod framing;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use authenticated::core_authenticated;
 pub use client::client;
+pub use client_hello::client_hello;
 pub use config::config;
 pub use framing::framing;
 pub use import::import;

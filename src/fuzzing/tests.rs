@@ -53,6 +53,11 @@ fn http_passes_its_corpus() {
 }
 
 #[test]
+fn the_first_bytes_of_connections_to_a_front_pass_their_corpus() {
+    over_the_corpus("client_hello", super::client_hello);
+}
+
+#[test]
 fn the_client_passes_its_corpus() {
     over_the_corpus("client", super::client);
 }
