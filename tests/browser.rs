@@ -9,6 +9,9 @@ mod document;
 #[path = "browser/forwarder.rs"]
 mod forwarder;
 #[cfg(test)]
+#[path = "browser/front.rs"]
+mod front;
+#[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "next_hop/hosts.rs"]
 mod hosts;
