@@ -305,7 +305,7 @@ fn start_haproxy(directory: &Path, web: SocketAddr) -> Outcome<(Server, SocketAd
     fs::write(
         &path,
         format!(
-            "global\n  nbthread 1\n  maxconn 10000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  \
+            "global\n  nbthread 1\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  \
              timeout client 1h\n  timeout server 1h\nfrontend front\n  bind {address}\n  \
              tcp-request inspect-delay 10s\n  tcp-request content accept if {{ req.ssl_hello_type 1 }}\n  \
              use_backend relay if {{ req.ssl_sni -i {RELAY} }}\n  default_backend web\nbackend web\n  server web {web}\n\
