@@ -8,6 +8,9 @@ use std::str::FromStr;
 /// The first bytes of a header of version 2 (§2.2).
 pub const SIGNATURE: [u8; 12] = *b"\r\n\r\n\0\r\nQUIT\n";
 
+/// The first byte of a header of each version.
+pub const FIRST_BYTES: [u8; 2] = [b'P', b'\r'];
+
 /// The first bytes of a header of version 1 (§2.1).
 const V1_PREFIX: &[u8] = b"PROXY ";
 
@@ -101,6 +104,12 @@ pub fn parse(bytes: &[u8]) -> Result<Parsed, Malformed> {
         return parsed.map_or_else(Ok, |_| parse_v1(bytes));
     }
     Ok(Parsed::NotAHeader)
+}
+
+/// Whether bytes begin with a header of a version, whatever its rest is.
+#[must_use]
+pub fn begins(bytes: &[u8]) -> bool {
+    bytes.starts_with(&SIGNATURE) || bytes.starts_with(V1_PREFIX)
 }
 
 /// Returns what follows a prefix; [`Parsed::Incomplete`] if the bytes end within it; `None` if they differ from it.

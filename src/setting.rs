@@ -18,6 +18,7 @@ settings! {
     HOSTNAME = "hostname";
     WORKERS = "workers";
     DRAIN_DEADLINE = "drain-deadline";
+    LISTEN_PROXIES = "listen.proxies";
     TLS_CERTIFICATE = "tls.certificate";
     TLS_PRIVATE_KEY = "tls.private-key";
     RELAY_ADDRESSES = "relay.addresses";

@@ -28,10 +28,10 @@ pub(super) fn addresses_of(listen: &[Endpoint], transport: Transport) -> impl It
     listen.iter().filter(move |endpoint| endpoint.transport == transport).map(|endpoint| endpoint.address)
 }
 
-/// `[listen]`.
-pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint> {
+/// `[listen]`: the listeners and the proxies.
+pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> (Vec<Endpoint>, Vec<IpNet>) {
     let default = default_listen();
-    let Some(section) = top.section("listen", &schema::LISTEN, report) else { return default };
+    let Some(section) = top.section("listen", &schema::LISTEN, report) else { return (default, Vec::new()) };
     let mut listen = Vec::new();
     for transport in Transport::ALL {
         let addresses =
@@ -57,7 +57,31 @@ pub(super) fn listen(top: &Section<'_>, report: &mut Report<'_>) -> Vec<Endpoint
              omit one to use its default",
         );
     }
-    listen
+    let proxies = proxies(&section, report);
+    (listen, proxies)
+}
+
+/// `listen.proxies`.
+fn proxies(section: &Section<'_>, report: &mut Report<'_>) -> Vec<IpNet> {
+    let mut proxies: Vec<IpNet> = Vec::new();
+    for network in networks(section, "proxies", report) {
+        let (span, network) = (network.span(), network.into_inner());
+        if network.prefix_len() == 0 {
+            report.warn(
+                &span,
+                format!(
+                    "`listen.proxies` contains {network}: everybody is a proxy, so every client can choose the address \
+                     that the limits and the log see. List the addresses of your proxies only"
+                ),
+            );
+        }
+        if proxies.contains(&network) {
+            report.error(&span, format!("`listen.proxies` contains {} twice", short(&network)));
+        } else {
+            proxies.push(network);
+        }
+    }
+    proxies
 }
 
 /// The addresses of one transport.

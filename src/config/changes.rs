@@ -132,6 +132,7 @@ impl<'c> Comparison<'c> {
                 list(of.map(|endpoint| endpoint.address))
             });
         }
+        self.shown("listen.proxies", |config| list(config.proxies.iter().map(super::addresses::short)));
         self.shown("tls.certificate", |config| {
             config.tls.as_ref().map_or_else(not_set, |tls| tls.certificate.display().to_string())
         });

@@ -74,6 +74,8 @@ pub struct Config {
     /// accepts IPv4. Each port 0 selects a free port. Except for those with port 0, the endpoints of one transport are
     /// distinct. A TLS endpoint may equal a TCP one.
     pub listen: Vec<Endpoint>,
+    /// `listen.proxies`: the sources whose connections and datagrams begin with a PROXY header.
+    pub proxies: Vec<IpNet>,
     /// The certificate of the TLS and TCP listeners; `Some` if there are TLS listeners.
     pub tls: Option<Tls>,
     /// The relayed transport addresses.
@@ -533,6 +535,7 @@ impl Default for Config {
             workers: 0,
             drain_deadline: Duration::from_secs(1),
             listen: addresses::default_listen(),
+            proxies: Vec::new(),
             tls: None,
             relay: Relay::default(),
             auth: Auth::default(),
@@ -683,7 +686,7 @@ impl Config {
     fn read(document: &DeTable<'_>, report: &mut Report<'_>) -> Self {
         let top = Section::new(&schema::TOP, document, report);
         let workers = general::workers(&top, report);
-        let listen = addresses::listen(&top, report);
+        let (listen, proxies) = addresses::listen(&top, report);
         let limits = general::limits(&top, report);
         let relay = addresses::relay(&top, &limits, report);
         addresses::warn_of_port_overlap(&top, &listen, &relay, report);
@@ -702,6 +705,7 @@ impl Config {
             drain_deadline: general::drain_deadline(&top, report),
             tls: tls::tls(&top, &listen, other_tls, report),
             listen,
+            proxies,
             relay,
             auth,
             peers: addresses::peers(&top, report),

@@ -41,7 +41,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "front",
     ],
 };
-pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls"] };
+pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
 pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate", "private-key"] };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
@@ -117,6 +117,6 @@ mod tests {
         for transport in Transport::ALL {
             assert!(is_key(&format!("listen.{transport}")));
         }
-        assert_eq!(LISTEN.keys.len(), Transport::ALL.len());
+        assert_eq!(LISTEN.keys.len(), Transport::ALL.len() + 1, "and the proxies");
     }
 }

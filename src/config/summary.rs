@@ -30,6 +30,7 @@ impl fmt::Display for Summary<'_> {
             workers,
             drain_deadline,
             listen,
+            proxies,
             tls,
             relay,
             auth,
@@ -75,6 +76,11 @@ impl fmt::Display for Summary<'_> {
                 (false, 0) => f.write_str(" (any free port)")?,
                 (false, _) => {}
             }
+        }
+
+        if !proxies.is_empty() {
+            let proxies: Vec<String> = proxies.iter().map(short).collect();
+            write!(f, "\n         a PROXY header is expected from {}", proxies.join(", "))?;
         }
 
         if let Some(tls) = tls {

@@ -99,6 +99,7 @@ pub(super) fn snapshot(
         tls,
         privacy: Arc::new(Privacy::new(config.log.client_addresses, config.log.usernames, *log_key)),
         offload_interfaces: Arc::clone(offload_interfaces),
+        proxies: config.proxies.as_slice().into(),
     }
 }
 

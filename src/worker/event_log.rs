@@ -59,6 +59,8 @@ pub(super) struct EventLog {
     failed_accepts: RateLimit,
     plain_on_tls: RateLimit,
     tls_without_certificate: RateLimit,
+    proxies_not_listed: RateLimit,
+    failed_proxy_headers: RateLimit,
     failed_relay_sockets: RateLimit,
     /// The ranges whose denial has been explained in the log.
     explained: BTreeSet<&'static str>,
@@ -82,6 +84,8 @@ impl EventLog {
             failed_accepts: RateLimit::of(LINES),
             plain_on_tls: RateLimit::of(1),
             tls_without_certificate: RateLimit::of(1),
+            proxies_not_listed: RateLimit::of(LINES),
+            failed_proxy_headers: RateLimit::of(LINES),
             failed_relay_sockets: RateLimit::of(LINES),
             explained: BTreeSet::new(),
         }
@@ -296,6 +300,30 @@ impl EventLog {
         }
     }
 
+    pub(super) fn proxy_not_listed(&mut self, now: Instant, tuple: FiveTuple) {
+        if self.proxies_not_listed.allows(now) {
+            tracing::warn!(
+                event = "proxy-not-listed", client = self.privacy.address(tuple.client), server = %tuple.server,
+                transport = %tuple.transport,
+                "PROXY header rejected: its source is not in {0}. If it is your proxy, add its address to {0}; otherwise \
+                 a client tried to forge its address",
+                setting::LISTEN_PROXIES
+            );
+        }
+    }
+
+    pub(super) fn proxy_header_failed(&mut self, now: Instant, proxy: FiveTuple, reason: &'static str) {
+        if self.failed_proxy_headers.allows(now) {
+            tracing::warn!(
+                event = "proxy-header-failed", proxy = %proxy.client, server = %proxy.server,
+                transport = %proxy.transport, reason,
+                "a connection or datagram of a proxy was rejected: it must begin with a PROXY header. Let the proxy send \
+                 one (HAProxy: send-proxy-v2; nginx: proxy_protocol on), or remove its address from {}",
+                setting::LISTEN_PROXIES
+            );
+        }
+    }
+
     pub(super) fn accept_failed(&mut self, now: Instant, error: &io::Error) {
         if self.failed_accepts.allows(now) {
             tracing::warn!(
@@ -345,6 +373,12 @@ impl EventLog {
             (&mut self.failed_accepts, "accept-failed", "connections that could not be accepted"),
             (&mut self.plain_on_tls, "plain-on-tls-port", "connections without TLS to a TLS port"),
             (&mut self.tls_without_certificate, "tls-without-certificate", "TLS handshakes without a certificate"),
+            (&mut self.proxies_not_listed, "proxy-not-listed", "PROXY headers of sources that are not listed"),
+            (
+                &mut self.failed_proxy_headers,
+                "proxy-header-failed",
+                "connections and datagrams without a valid PROXY header",
+            ),
             (&mut self.failed_relay_sockets, "relay-socket-failed", "relay sockets that could not be opened"),
         ] {
             if let Some(count) = count_of(limit) {

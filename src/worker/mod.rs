@@ -27,10 +27,11 @@ mod tests;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rand::rngs::StdRng;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{Notify, watch as channel};
@@ -165,6 +166,14 @@ pub(crate) struct Snapshot {
     pub(crate) privacy: Arc<Privacy>,
     /// The indices of the interfaces that have the XDP program.
     pub(crate) offload_interfaces: Arc<BTreeSet<u32>>,
+    /// The sources whose connections and datagrams begin with a PROXY header.
+    pub(crate) proxies: Arc<[IpNet]>,
+}
+
+impl Snapshot {
+    fn is_proxy(&self, source: IpAddr) -> bool {
+        self.proxies.iter().any(|network| network.contains(&source))
+    }
 }
 
 /// Runs a worker on this thread until it has to stop. Calls `started` once clients can be served.

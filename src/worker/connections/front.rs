@@ -1,21 +1,23 @@
-//! The first byte of a connection, which distinguishes TLS from TURN.
+//! The start of a connection: the header of a proxy, and the first byte, which distinguishes TLS from TURN.
 
 use std::cell::RefCell;
 use std::rc::Weak;
+use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
 use super::handshake::Done;
-use super::{Admitted, CloseReason, handshake, stream};
+use super::{Admitted, CloseReason, handshake, proxy_header, stream};
 use crate::net::tls::{self, Usage};
+use crate::proxy_protocol;
 use crate::transport::Transport;
 use crate::worker::Worker;
 
 /// Serves a client that has just connected. `plain`: the listener also serves clients without TLS.
 pub(in crate::worker) async fn serve(
     worker: Weak<RefCell<Worker>>,
-    mut admitted: Admitted,
+    admitted: Admitted,
     stream: TcpStream,
     plain: bool,
 ) {
@@ -30,18 +32,49 @@ pub(in crate::worker) async fn serve(
     } else {
         (timeouts.tls_handshake, CloseReason::HandshakeTimeout)
     };
+    let mut admitted = if admitted.wait.is_some() {
+        // A connection keeps the memory of its present part alone.
+        let Some(identified) = Box::pin(identify(&worker, admitted, &stream, deadline)).await else { return };
+        identified
+    } else {
+        admitted
+    };
+    let Some(deadline) = worker.upgrade().map(|worker| {
+        let now = worker.borrow().shell.now().monotonic;
+        deadline.saturating_sub(now.since(began))
+    }) else {
+        return;
+    };
     let evicted = admitted.place.evicted();
     let first = tokio::select! {
         first = first_byte(&stream) => first,
         () = sleep(deadline) => Err(late),
         () = evicted.notified() => Err(CloseReason::Evicted),
     };
+    let first = match first {
+        // A header begins like neither TLS nor STUN, and no client sends ChannelData first.
+        Ok(first) if proxy_protocol::FIRST_BYTES.contains(&first) => {
+            let unexpected = tokio::select! {
+                unexpected = unexpected(&stream, plain) => unexpected,
+                () = sleep(deadline) => late,
+                () = evicted.notified() => CloseReason::Evicted,
+            };
+            Err(unexpected)
+        }
+        first => first,
+    };
     let Some(this) = worker.upgrade() else { return };
+    let now = this.borrow().shell.now().monotonic;
     let first = match first {
         Ok(first) => first,
-        Err(close) => return this.borrow_mut().connection_ended(&admitted.tuple, close),
+        Err(close) => {
+            let mut this = this.borrow_mut();
+            if close == CloseReason::ProxyHeaderUnexpected {
+                this.shell.events.proxy_not_listed(now, admitted.tuple);
+            }
+            return this.connection_ended(&admitted.tuple, close);
+        }
     };
-    let now = this.borrow().shell.now().monotonic;
     let acceptor = this.borrow().shell.snapshot.tls.clone();
     let is_tls = first == tls::HANDSHAKE_RECORD;
     match (acceptor, plain) {
@@ -52,7 +85,7 @@ pub(in crate::worker) async fn serve(
             this.borrow_mut().set_transport(&mut admitted, Transport::Tls);
             let left = timeouts.tls_handshake.saturating_sub(now.since(began));
             drop(this);
-            // A connection keeps the memory of its present part alone: that of a handshake is large.
+            // As above: the memory of a handshake is large.
             let done = Box::pin(handshake::complete(Weak::clone(&worker), admitted, stream, acceptor, left)).await;
             if let Some(Done { admitted, stream, usage, at }) = done {
                 Box::pin(stream::serve(worker, admitted, stream, usage, at)).await;
@@ -68,6 +101,46 @@ pub(in crate::worker) async fn serve(
             drop(this);
             Box::pin(stream::serve(worker, admitted, stream, Usage::Turn, began)).await;
         }
+    }
+}
+
+/// Reads the header of a proxy, and gives the connection the addresses in it. `None` if the connection has ended.
+async fn identify(
+    worker: &Weak<RefCell<Worker>>,
+    admitted: Admitted,
+    stream: &TcpStream,
+    deadline: Duration,
+) -> Option<Admitted> {
+    let (proxy, evicted) = (admitted.tuple, admitted.place.evicted());
+    let wait = admitted.wait.as_ref()?;
+    let header = tokio::select! {
+        header = wait.header(stream) => header,
+        () = sleep(deadline) => Err(CloseReason::ProxyHeaderTimeout),
+        () = evicted.notified() => Err(CloseReason::Evicted),
+    };
+    let this = worker.upgrade()?;
+    let mut this = this.borrow_mut();
+    let identified = match header {
+        Ok(header) => this.identify(admitted, header.addresses),
+        Err(close) => {
+            // A proxy may open and close a connection to see whether the server lives.
+            if !matches!(close, CloseReason::ByClient | CloseReason::Broken | CloseReason::Evicted) {
+                let now = this.shell.now().monotonic;
+                this.shell.events.proxy_header_failed(now, proxy, close.label());
+            }
+            Err(close)
+        }
+    };
+    identified.inspect_err(|close| this.connection_ended(&proxy, *close)).ok()
+}
+
+/// Returns why a connection ends that begins like a PROXY header, although its source is not a proxy.
+async fn unexpected(stream: &TcpStream, plain: bool) -> CloseReason {
+    match proxy_header::read(stream).await {
+        Err(CloseReason::ProxyHeaderMissing) if plain => CloseReason::Garbage,
+        Err(CloseReason::ProxyHeaderMissing) => CloseReason::NotTls,
+        Err(close @ (CloseReason::ByClient | CloseReason::Broken)) => close,
+        _ => CloseReason::ProxyHeaderUnexpected,
     }
 }
 

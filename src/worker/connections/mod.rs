@@ -5,6 +5,7 @@ mod front;
 mod handshake;
 mod outbound;
 mod places;
+mod proxy_header;
 mod stream;
 
 use std::cell::RefCell;
@@ -23,6 +24,7 @@ use super::{Shell, Worker};
 use crate::by_source::Source;
 use crate::net::tcp;
 use crate::net::tls::Failure;
+use crate::proxy_protocol::Addresses;
 use crate::transport::Transport;
 use crate::turn::{AllocationId, Direction, DropReason, FiveTuple, Instant, QuotaExceeded, SocketId};
 use eviction::Eviction;
@@ -30,6 +32,7 @@ pub(crate) use eviction::{EvictionRequest, OtherWorkers};
 use handshake::Handshakes;
 use outbound::{Outbound, Shared};
 use places::{Place, Places};
+use proxy_header::{Wait, Waiting};
 
 pub(super) use front::serve;
 
@@ -70,6 +73,8 @@ pub(super) struct Connections {
     queues: Rc<Shared>,
     places: Rc<RefCell<Places>>,
     handshakes: Rc<RefCell<Handshakes>>,
+    /// The connections that wait for the header of their proxy.
+    waiting: Rc<RefCell<Waiting>>,
     /// What other workers were asked to evict since a connection was admitted here.
     asked: BTreeSet<Eviction>,
     /// The worker accepts no further connections, and each open one ends once its queue is written.
@@ -139,11 +144,40 @@ impl Connections {
 pub(super) struct Admitted {
     pub(super) tuple: FiveTuple,
     place: Place,
+    /// The connection must begin with a PROXY header. Until then, the client is the proxy.
+    wait: Option<Wait>,
 }
 
 impl Worker {
-    /// Returns a new connection with its place; `None` if the connection is rejected.
+    /// Returns a new connection with its place; `None` if the connection is rejected. One from a proxy waits for its
+    /// header.
     pub(super) fn accept(&mut self, stream: &TcpStream, transport: Transport) -> Option<Admitted> {
+        let real = self.prepare(stream)?;
+        if !self.shell.snapshot.is_proxy(real.client.ip()) {
+            return self.admit_with(real, transport);
+        }
+        // A proxy hides its clients, so it may have any number of connections.
+        let limits = ConnectionLimits { per_source: 0, ..self.shell.snapshot.connection_limits };
+        let mut admitted = self.count_admitted(real, transport, &limits)?;
+        admitted.wait = Some(Waiting::begin(&self.shell.connections.waiting, Source::of(real.client.ip())));
+        Some(admitted)
+    }
+
+    /// Returns a new connection with its place; `None` if the connection is rejected. Its addresses are `given` if a
+    /// header that has been read already names them.
+    #[expect(dead_code, reason = "for connections that another thread accepts")]
+    pub(super) fn admit(
+        &mut self,
+        stream: &TcpStream,
+        given: Option<Addresses>,
+        transport: Transport,
+    ) -> Option<Admitted> {
+        let real = self.prepare(stream)?;
+        self.admit_with(given.map_or(real, canonical_addresses), transport)
+    }
+
+    /// Configures a new connection and returns its addresses; `None` if it cannot be served.
+    fn prepare(&mut self, stream: &TcpStream) -> Option<Addresses> {
         let shell = &mut self.shell;
         if shell.connections.stopping {
             return None;
@@ -154,28 +188,63 @@ impl Worker {
             shell.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::Broken), 1);
             return None;
         };
-        let tuple = FiveTuple { client: canonical(client), server: canonical(server), transport };
-        let (source, limits) = (Source::of(tuple.client.ip()), &shell.snapshot.connection_limits);
-        match Places::admit(&shell.connections.places, &shell.ledger.connections, source, limits) {
-            Ok(place) => {
+        Some(canonical_addresses(Addresses { client, server }))
+    }
+
+    fn admit_with(&mut self, addresses: Addresses, transport: Transport) -> Option<Admitted> {
+        let limits = self.shell.snapshot.connection_limits;
+        self.count_admitted(addresses, transport, &limits)
+    }
+
+    /// Counts a connection as accepted or rejected.
+    fn count_admitted(
+        &mut self,
+        Addresses { client, server }: Addresses,
+        transport: Transport,
+        limits: &ConnectionLimits,
+    ) -> Option<Admitted> {
+        let place = self.place(client, limits);
+        let outcome = place.as_ref().map_or_else(|exceeded| (*exceeded).into(), |_| ConnectionOutcome::Accepted);
+        self.shell.statistics.count_connection(outcome, 1);
+        let place = place.ok()?;
+        self.shell.statistics.connection_opened(transport);
+        Some(Admitted { tuple: FiveTuple { client, server, transport }, place, wait: None })
+    }
+
+    /// Returns a place for a connection of a client. If there is none, asks the other workers for one and logs that.
+    fn place(&mut self, client: SocketAddr, limits: &ConnectionLimits) -> Result<Place, QuotaExceeded> {
+        let shell = &mut self.shell;
+        let source = Source::of(client.ip());
+        let place = Places::admit(&shell.connections.places, &shell.ledger.connections, source, limits);
+        match &place {
+            Ok(_) => {
                 shell.connections.asked.remove(&Eviction::in_all());
                 shell.connections.asked.remove(&Eviction::of(source));
-                shell.statistics.count_connection(ConnectionOutcome::Accepted, 1);
-                shell.statistics.connection_opened(transport);
-                Some(Admitted { tuple, place })
             }
             Err(exceeded) => {
-                let eviction = Eviction::for_rejected(source, exceeded);
+                let eviction = Eviction::for_rejected(source, *exceeded);
                 // Of many connections that are rejected at once, most will not come again.
                 if shell.connections.asked.insert(eviction) {
                     shell.others.ask_for(eviction);
                 }
-                shell.statistics.count_connection(exceeded.into(), 1);
                 let now = shell.now();
-                shell.events.connection_rejected(now.monotonic, tuple.client, exceeded);
-                None
+                shell.events.connection_rejected(now.monotonic, client, *exceeded);
             }
         }
+        place
+    }
+
+    /// Gives a connection from a proxy the addresses of its header and a place of its client. Without addresses, the
+    /// client is the proxy.
+    fn identify(&mut self, admitted: Admitted, given: Option<Addresses>) -> Result<Admitted, CloseReason> {
+        let Admitted { tuple, place, .. } = admitted;
+        let Addresses { client, server } =
+            given.map_or(Addresses { client: tuple.client, server: tuple.server }, canonical_addresses);
+        // The connection has one place at a time.
+        drop(place);
+        let limits = self.shell.snapshot.connection_limits;
+        let place = self.place(client, &limits)?;
+        Ok(Admitted { tuple: FiveTuple { client, server, ..tuple }, place, wait: None })
     }
 
     /// Counts a connection as one with or without an allocation.
@@ -306,6 +375,10 @@ fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
     Ok((stream.peer_addr()?, stream.local_addr()?))
 }
 
+fn canonical_addresses(Addresses { client, server }: Addresses) -> Addresses {
+    Addresses { client: canonical(client), server: canonical(server) }
+}
+
 /// Converts an IPv4-mapped address. A client has one 5-tuple, whatever the address family of the listener's socket.
 fn canonical(address: SocketAddr) -> SocketAddr {
     match address.ip().to_canonical() {
@@ -375,6 +448,22 @@ close_reasons! {
     Alert = "tls-alert-from-client",
     /// The client violated the TLS protocol.
     Violation = "tls-violation",
+    /// A connection from a proxy did not begin with a PROXY header.
+    ProxyHeaderMissing = "proxy-header-missing",
+    /// The PROXY header was not valid.
+    ProxyHeaderMalformed = "proxy-header-malformed",
+    /// The PROXY header was longer than the server reads.
+    ProxyHeaderTooLong = "proxy-header-too-long",
+    /// The PROXY header was not complete in time.
+    ProxyHeaderTimeout = "proxy-header-timeout",
+    /// Too many connections waited for their PROXY header. This was the oldest of the proxy with the most of them.
+    ProxyHeaderEvicted = "proxy-header-evicted",
+    /// A connection began with a PROXY header, but its source is not a proxy.
+    ProxyHeaderUnexpected = "proxy-header-unexpected",
+    /// The client behind a proxy has as many connections as a source may have.
+    TooManyOfSource = "connections-per-source",
+    /// The server had as many connections as allowed when the header of a proxy named the client.
+    TooMany = "connections",
     /// The server stopped.
     ServerStopped = "server-stopped",
 }
@@ -394,6 +483,15 @@ impl CloseReason {
         Self::Alert,
         Self::Violation,
     ];
+}
+
+impl From<QuotaExceeded> for CloseReason {
+    fn from(exceeded: QuotaExceeded) -> Self {
+        match exceeded {
+            QuotaExceeded::User => Self::TooManyOfSource,
+            QuotaExceeded::Server => Self::TooMany,
+        }
+    }
 }
 
 impl From<Failure> for CloseReason {

@@ -90,7 +90,7 @@ fn is_not_a_request(bytes: &[u8]) -> bool {
 /// Serves a client until its connection ends. The time for the first request is measured from `began`.
 pub(super) async fn serve<S>(
     worker: Weak<RefCell<Worker>>,
-    Admitted { tuple, place }: Admitted,
+    Admitted { tuple, place, .. }: Admitted,
     mut stream: S,
     usage: Usage,
     began: Instant,
