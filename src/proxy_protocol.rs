@@ -39,6 +39,18 @@ pub struct Addresses {
     pub server: SocketAddr,
 }
 
+impl Addresses {
+    /// Converts IPv4-mapped addresses to IPv4 addresses.
+    #[must_use]
+    pub fn canonical(self) -> Self {
+        let canonical = |address: SocketAddr| match address.ip().to_canonical() {
+            IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
+            IpAddr::V6(_) => address,
+        };
+        Self { client: canonical(self.client), server: canonical(self.server) }
+    }
+}
+
 /// A header at the start of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {

@@ -122,6 +122,18 @@ drop_reasons! {
     SendBufferFull = "send-buffer-full",
     /// Relayed data that waited too long for a client on a connection.
     Outdated = "outdated",
+    /// A datagram of a proxy without a PROXY header, while none has named its client.
+    ProxyHeaderMissing = "proxy-header-missing",
+    /// A datagram of a proxy whose PROXY header is not valid.
+    ProxyHeaderMalformed = "proxy-header-malformed",
+    /// A datagram with a PROXY header from a source that is not a proxy.
+    ProxyHeaderUnexpected = "proxy-header-unexpected",
+    /// A PROXY header without a packet. It names the client of the datagrams that follow.
+    ProxyHeaderAlone = "proxy-header-alone",
+    /// A datagram with the 5-tuple of another client: one of the two is behind a proxy.
+    ProxyConflict = "proxy-conflict",
+    /// A datagram of a proxy for a further client, while there are as many as a worker keeps.
+    TooManyProxied = "too-many-proxied",
     /// The kernel failed to send.
     SendFailed = "send-failed",
 }

@@ -78,7 +78,11 @@ impl Worker {
                 let server = SocketAddr::new(server, listener.address.port());
                 let tuple = FiveTuple { client: datagram.source, server, transport: Transport::Udp };
                 bytes += datagram.payload.len();
-                self.serve_client(now, &tuple, datagram);
+                if self.shell.proxied.is_some() {
+                    self.serve_with_proxies(now, tuple, datagram);
+                } else {
+                    self.serve_client(now, &tuple, datagram);
+                }
                 if self.datagrams.is_full() {
                     self.shell.flush_to_peers(&mut self.datagrams);
                 }
@@ -98,7 +102,7 @@ impl Worker {
     }
 
     /// Serves a datagram from a client, or each of the datagrams that the kernel merged into it.
-    fn serve_client(&mut self, now: Now, tuple: &FiveTuple, datagram: Datagram) {
+    pub(super) fn serve_client(&mut self, now: Now, tuple: &FiveTuple, datagram: Datagram) {
         if datagram.truncated {
             return self.shell.count_outcome(Host::Client(tuple.client), Outcome::Dropped(DropReason::Truncated));
         }

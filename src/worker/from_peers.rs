@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::event_log::Host;
 use super::outbox::Message;
+use super::proxied::Leg;
 use super::statistics::SocketRole;
 use super::{Now, Shell};
 use crate::clock;
@@ -190,8 +191,8 @@ impl Shell {
             let length = payload.len();
             return self.connections.push_data(now.monotonic, &tuple, socket, length, [header, payload, padding]);
         }
-        let (listener, from) = self.listener_of(&tuple).ok_or(DropReason::SendFailed)?;
-        let target = Target::new(tuple.client, from, fields);
+        let (listener, from, to) = self.way_to(&tuple).ok_or(DropReason::SendFailed)?;
+        let target = Target::new(to, from, fields);
         let queued = self.to_clients.push_data(listener, socket, target, Message { header, payload, padding }, slot);
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
     }
@@ -238,19 +239,20 @@ impl Shell {
             let sent = self.connections.push_response(tuple, message, self.server.allocation_of(tuple).is_some());
             return if sent { Some(outcome) } else { failed };
         }
-        let Some((listener, from)) = self.listener_of(tuple) else { return failed };
-        let target = Target::new(tuple.client, from, IpFields::default());
+        let Some((listener, from, to)) = self.way_to(tuple) else { return failed };
+        let target = Target::new(to, from, IpFields::default());
         let message = self.response.get(..length).unwrap_or_default();
         if self.to_clients.push_response(listener, target, message, outcome) { None } else { failed }
     }
 
-    /// Returns the index of the listener that serves a 5-tuple, and the address to send from if the listener has
-    /// several.
-    pub(super) fn listener_of(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>)> {
-        let find = |exactly| self.listeners.iter().position(|listener| listener.serves(tuple.server, exactly));
+    /// Returns the index of the listener that serves a 5-tuple, the address to send from if the listener has several, and
+    /// the address to send to.
+    fn way_to(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>, SocketAddr)> {
+        let Leg { proxy: to, local } = self.leg_to(tuple);
+        let find = |exactly| self.listeners.iter().position(|listener| listener.serves(local, exactly));
         let index = find(true).or_else(|| find(false))?;
         let wildcard = self.listeners.get(index)?.address.ip().is_unspecified();
-        Some((index, wildcard.then(|| tuple.server.ip())))
+        Some((index, wildcard.then(|| local.ip()), to))
     }
 
     /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.

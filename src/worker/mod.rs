@@ -17,6 +17,7 @@ mod offload;
 mod offload;
 mod outbox;
 mod pace;
+mod proxied;
 mod relays;
 mod session;
 mod statistics;
@@ -61,6 +62,7 @@ use offload::{Offload, Relayed};
 pub(crate) use offload::{Plan as OffloadPlan, REASONS as OFFLOAD_REASONS};
 use outbox::{Flow, SendResult, Staged, StagedForClients};
 use pace::Pace;
+use proxied::Proxied;
 use relays::RelaySockets;
 pub(crate) use session::{NotASessionId, SessionId};
 use statistics::SocketRole;
@@ -277,6 +279,8 @@ struct Shell {
     to_clients: StagedForClients,
     connections: Connections,
     others: OtherWorkers,
+    /// The clients behind proxies, over UDP; `None` if there are no proxies.
+    proxied: Option<Proxied>,
     response: Box<[u8]>,
     pace: Pace,
     iterations: Iterations,
@@ -294,6 +298,7 @@ impl Worker {
         let privacy = Arc::clone(&plan.snapshot.privacy);
         let clock_start = clock::monotonic().saturating_sub(plan.clock.elapsed());
         let interfaces = Arc::clone(&plan.snapshot.offload_interfaces);
+        let proxied = (!plan.snapshot.proxies.is_empty()).then(Proxied::default);
         let shell = Shell {
             server: Server::new(core, ledger),
             snapshot: plan.snapshot,
@@ -305,6 +310,7 @@ impl Worker {
             listeners: Vec::new(),
             connections: Connections::default(),
             others: plan.others,
+            proxied,
             response: vec![0; RESPONSE_BUFFER].into(),
             iterations: Iterations::new(plan.clock.elapsed()),
             pace: Pace::new(Instant::from_elapsed(plan.clock.elapsed())),
@@ -333,6 +339,9 @@ impl Worker {
         shell.offload.iter_mut().for_each(|offload| offload.set_interfaces(&snapshot.offload_interfaces));
         shell.events.privacy = Arc::clone(&snapshot.privacy);
         shell.packet_log.privacy = Arc::clone(&snapshot.privacy);
+        if !snapshot.proxies.is_empty() {
+            shell.proxied.get_or_insert_default();
+        }
         shell.snapshot = snapshot;
     }
 
@@ -350,7 +359,8 @@ impl Worker {
         let present = self.listener_addresses();
         for allocation in page.allocations {
             let tuple = &allocation.tuple;
-            if !tuple.transport.is_connection() && serving(before, tuple.server) != serving(&present, tuple.server) {
+            let local = self.shell.leg_to(tuple).local;
+            if !tuple.transport.is_connection() && serving(before, local) != serving(&present, local) {
                 self.shell.server.end_unserved(now.monotonic, allocation.id);
             }
         }
@@ -431,6 +441,7 @@ impl Shell {
         self.offload.iter_mut().for_each(Offload::tick);
         self.retry_failed_relays(now);
         self.count_drops();
+        self.forget_proxied(now);
         self.events.tick(now.monotonic);
         self.packet_log.tick(now.monotonic);
         self.iterations.tick(self.clock.elapsed());
@@ -504,7 +515,8 @@ impl Shell {
                     self.events.log(now.monotonic, &event);
                 }
                 Action::RouteAdded(route) => {
-                    self.offload.iter_mut().for_each(|offload| offload.add(route, &mut self.rng));
+                    let proxied = self.proxied.as_ref().is_some_and(|proxied| proxied.leg_to(&route.tuple).is_some());
+                    self.offload.iter_mut().for_each(|offload| offload.add(route, proxied, &mut self.rng));
                 }
                 // Most are removed already. One that was announced with these actions is not.
                 Action::RouteRemoved(route) => {

@@ -51,7 +51,7 @@ impl Offload {
         match self.0 {}
     }
 
-    pub(super) fn add(&mut self, _: ChannelRoute, _: &mut StdRng) {
+    pub(super) fn add(&mut self, _: ChannelRoute, _: bool, _: &mut StdRng) {
         match self.0 {}
     }
 

@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -173,7 +173,7 @@ impl Worker {
         transport: Transport,
     ) -> Option<Admitted> {
         let real = self.prepare(stream)?;
-        self.admit_with(given.map_or(real, canonical_addresses), transport)
+        self.admit_with(given.map_or(real, Addresses::canonical), transport)
     }
 
     /// Configures a new connection and returns its addresses; `None` if it cannot be served.
@@ -188,7 +188,8 @@ impl Worker {
             shell.statistics.count_connection(ConnectionOutcome::Ended(CloseReason::Broken), 1);
             return None;
         };
-        Some(canonical_addresses(Addresses { client, server }))
+        // A client has one 5-tuple, whatever the address family of the listener's socket.
+        Some(Addresses { client, server }.canonical())
     }
 
     fn admit_with(&mut self, addresses: Addresses, transport: Transport) -> Option<Admitted> {
@@ -239,7 +240,7 @@ impl Worker {
     fn identify(&mut self, admitted: Admitted, given: Option<Addresses>) -> Result<Admitted, CloseReason> {
         let Admitted { tuple, place, .. } = admitted;
         let Addresses { client, server } =
-            given.map_or(Addresses { client: tuple.client, server: tuple.server }, canonical_addresses);
+            given.map_or(Addresses { client: tuple.client, server: tuple.server }, Addresses::canonical);
         // The connection has one place at a time.
         drop(place);
         let limits = self.shell.snapshot.connection_limits;
@@ -373,18 +374,6 @@ fn prepare(stream: &TcpStream) -> io::Result<(SocketAddr, SocketAddr)> {
     tcp::limit_unsent_data(stream)?;
     tcp::enable_dead_peer_detection(stream)?;
     Ok((stream.peer_addr()?, stream.local_addr()?))
-}
-
-fn canonical_addresses(Addresses { client, server }: Addresses) -> Addresses {
-    Addresses { client: canonical(client), server: canonical(server) }
-}
-
-/// Converts an IPv4-mapped address. A client has one 5-tuple, whatever the address family of the listener's socket.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    match address.ip().to_canonical() {
-        IpAddr::V4(v4) => SocketAddr::from((v4, address.port())),
-        IpAddr::V6(_) => address,
-    }
 }
 
 macro_rules! close_reasons {

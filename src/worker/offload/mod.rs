@@ -55,7 +55,7 @@ const BLOCKS_PER_STEP: usize = 16;
 const RETRIES: usize = 256;
 
 /// The labels of the reasons for which a direction of a channel has no entry.
-pub(crate) const REASONS: [&str; 11] = Reason::LABELS;
+pub(crate) const REASONS: [&str; 12] = Reason::LABELS;
 
 /// What a worker needs to have entries.
 #[derive(Debug)]
@@ -151,6 +151,8 @@ struct Leg {
 #[derive(Debug)]
 struct Route {
     route: ChannelRoute,
+    /// The client is behind a proxy.
+    proxied: bool,
     ways: [Way; 2],
 }
 
@@ -216,7 +218,7 @@ impl Offload {
     }
 
     /// Adds a route, or changes the expiry of a route. Its entries are made later.
-    pub(super) fn add(&mut self, route: ChannelRoute, rng: &mut StdRng) {
+    pub(super) fn add(&mut self, route: ChannelRoute, proxied: bool, rng: &mut StdRng) {
         let key = (route.tuple, route.channel);
         if let Some(&at) = self.by_channel.get(&key) {
             let known = self.routes.get_mut(at as usize).and_then(Option::as_mut);
@@ -243,7 +245,7 @@ impl Offload {
             u32::try_from(self.routes.len() - 1).unwrap_or(u32::MAX)
         });
         if let Some(place) = self.routes.get_mut(at as usize) {
-            *place = Some(Route { route, ways });
+            *place = Some(Route { route, proxied, ways });
         }
         self.by_channel.insert(key, at);
         for direction in DIRECTIONS {
@@ -583,6 +585,9 @@ impl Offload {
         let ChannelRoute { tuple, channel, socket, relay, peer, expires } = route.route;
         if tuple.transport != Transport::Udp {
             return Err(Reason::Connection);
+        }
+        if route.proxied {
+            return Err(Reason::Proxy);
         }
         match server.why_not_offloaded(&route.route) {
             Some(NotOffloaded::ByteRate) => return Err(Reason::ByteRate),

@@ -30,11 +30,13 @@ pub(crate) enum Reason {
     Full,
     /// The kernel rejects entries.
     Rejected(Arc<str>),
+    /// The client is behind a proxy, whose headers the program does not know.
+    Proxy,
 }
 
 impl Reason {
     /// The labels in metrics, in the order of [`index`](Self::index).
-    pub(crate) const LABELS: [&str; 11] = [
+    pub(crate) const LABELS: [&str; 12] = [
         "connection",
         "byte-rate",
         "test-link",
@@ -46,6 +48,7 @@ impl Reason {
         "neighbour-check",
         "full",
         "rejected",
+        "proxy",
     ];
 
     pub(super) fn index(&self) -> usize {
@@ -61,6 +64,7 @@ impl Reason {
             Self::NeighbourCheck => 8,
             Self::Full => 9,
             Self::Rejected(_) => 10,
+            Self::Proxy => 11,
         }
     }
 }
@@ -81,6 +85,7 @@ impl fmt::Display for Reason {
             ),
             Self::NeighbourCheck => f.write_str("for a second, so that the kernel examines the neighbour"),
             Self::Full => f.write_str("the maps are full: raise offload.channels, and restart the server"),
+            Self::Proxy => f.write_str("the client is behind a proxy that sends PROXY headers"),
             Self::Rejected(error) => write!(f, "the kernel does not take the entry: {error}"),
         }
     }

@@ -94,7 +94,7 @@ fn hop(interface: u32) -> NextHop {
 
 impl World {
     fn add(&mut self, route: ChannelRoute) {
-        self.offload.add(route, &mut self.rng);
+        self.offload.add(route, false, &mut self.rng);
     }
 
     fn remove(&mut self, route: &ChannelRoute) {
