@@ -17,6 +17,7 @@ use super::{Listener, Now, Shell, Worker};
 use crate::net::batch::{Datagram, RecvBatch, Target};
 use crate::net::udp;
 use crate::net::watch::Readable;
+use crate::proxy_protocol;
 use crate::transport::Transport;
 use crate::turn::{ClientBurst, Context, Direction, DropReason, FiveTuple, FromClient, Outcome, ToPeer};
 
@@ -107,8 +108,14 @@ impl Worker {
             return self.shell.count_outcome(Host::Client(tuple.client), Outcome::Dropped(DropReason::Truncated));
         }
         let length = datagram.segment.map(std::num::NonZeroUsize::get);
-        let burst = ClientBurst::new(datagram.payload, length, datagram.fields);
-        self.shell.serve_burst(now, tuple, &mut self.datagrams, burst);
+        let burst = ClientBurst::new(datagram.payload.clone(), length, datagram.fields);
+        if !self.shell.serve_burst(now, tuple, &mut self.datagrams, burst) {
+            let bytes = self.datagrams.buffer.bytes().get(datagram.payload).unwrap_or_default();
+            // Without proxies in the configuration, a header is a packet like any other.
+            if proxy_protocol::begins(bytes) {
+                self.shell.events.proxy_not_listed(now.monotonic, *tuple);
+            }
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use super::{Now, Shell, Worker};
 use crate::net::batch::Datagram;
 use crate::proxy_protocol::{self, Header, Parsed};
 use crate::transport::Transport;
-use crate::turn::{ClientBurst, DropReason, FiveTuple, Instant, Outcome, Server};
+use crate::turn::{ClientBurst, DropReason, FiveTuple, Instant, Outcome};
 
 #[cfg(test)]
 mod tests;
@@ -58,6 +58,9 @@ struct Client {
     last: Instant,
 }
 
+/// Whether a client has an allocation.
+type HasAllocation<'a> = &'a dyn Fn(&FiveTuple) -> bool;
+
 /// The clients behind proxies that a worker serves.
 #[derive(Debug, Default)]
 pub(super) struct Proxied {
@@ -79,8 +82,13 @@ impl Proxied {
 
     /// Assigns a leg to a client. If the client has another leg, the newer one is used: its proxy has begun to send from
     /// another address.
-    fn assign(&mut self, leg: Leg, tuple: FiveTuple, now: Instant, server: &Server) -> Result<(), DropReason> {
-        let has_allocation = |tuple: &FiveTuple| server.allocation_of(tuple).is_some();
+    fn assign(
+        &mut self,
+        leg: Leg,
+        tuple: FiveTuple,
+        now: Instant,
+        has_allocation: HasAllocation<'_>,
+    ) -> Result<(), DropReason> {
         if !self.legs.contains_key(&tuple) && has_allocation(&tuple) {
             // The allocation is that of a client that is not behind a proxy.
             return Err(DropReason::ProxyConflict);
@@ -118,7 +126,7 @@ impl Proxied {
 
     /// Forgets a client without an allocation. Of those that are examined, it is the first that is idle, or otherwise the
     /// one that has been idle for the longest time.
-    fn make_room(&mut self, now: Instant, has_allocation: impl Fn(&FiveTuple) -> bool) -> bool {
+    fn make_room(&mut self, now: Instant, has_allocation: HasAllocation<'_>) -> bool {
         let mut longest: Option<(Leg, Duration)> = None;
         for _ in 0..EXAMINED_FOR_ROOM.min(self.order.len()) {
             let Some(leg) = self.order.pop_front() else { break };
@@ -146,13 +154,17 @@ impl Proxied {
 
     /// Forgets the idle clients without an allocation, of some clients. Returns those with an allocation whose leg
     /// `is_served` does not accept any more, and forgets them, too.
-    pub(super) fn tick(&mut self, now: Instant, server: &Server, is_served: impl Fn(&Leg) -> bool) -> Vec<FiveTuple> {
+    pub(super) fn tick(
+        &mut self,
+        now: Instant,
+        has_allocation: HasAllocation<'_>,
+        is_served: impl Fn(&Leg) -> bool,
+    ) -> Vec<FiveTuple> {
         let mut ended = Vec::new();
         for _ in 0..EXAMINED_PER_TICK.min(self.order.len()) {
             let Some(leg) = self.order.pop_front() else { break };
             let Some(client) = self.clients.get(&leg) else { continue };
-            let has_allocation =
-                self.legs.get(&client.tuple) == Some(&leg) && server.allocation_of(&client.tuple).is_some();
+            let has_allocation = self.legs.get(&client.tuple) == Some(&leg) && has_allocation(&client.tuple);
             let is_served = is_served(&leg);
             if is_served && (has_allocation || now.since(client.last) <= IDLE) {
                 self.order.push_back(leg);
@@ -205,7 +217,7 @@ impl Worker {
             return match self.sort(now, &real, datagram.payload.clone()) {
                 Sorted::Of(tuple, _) => self.serve_client(now, &tuple, datagram),
                 Sorted::Dropped(reason) => {
-                    let packets = bytes_in(datagram.payload.len(), merged);
+                    let packets = count_in(datagram.payload.len(), merged);
                     self.shell.count_packets(Host::Client(real.client), Outcome::Dropped(reason), packets);
                 }
             };
@@ -236,7 +248,7 @@ impl Worker {
         let shell = &mut self.shell;
         let Some(proxied) = &mut shell.proxied else { return Sorted::Of(*real, 0) };
         let sorted = if shell.snapshot.is_proxy(real.client.ip()) {
-            proxied.sort(real, bytes, now.monotonic, &shell.server)
+            proxied.sort(real, bytes, now.monotonic, &|tuple| shell.server.allocation_of(tuple).is_some())
         } else if proxy_protocol::begins(bytes) {
             Sorted::Dropped(DropReason::ProxyHeaderUnexpected)
         } else if proxied.leg_to(real).is_some() {
@@ -270,7 +282,8 @@ impl Shell {
     pub(super) fn forget_proxied(&mut self, now: Now) {
         let Self { proxied, snapshot, server, .. } = self;
         let Some(clients) = proxied else { return };
-        let ended = clients.tick(now.monotonic, server, |leg| snapshot.is_proxy(leg.proxy.ip()));
+        let has_allocation = |tuple: &FiveTuple| server.allocation_of(tuple).is_some();
+        let ended = clients.tick(now.monotonic, &has_allocation, |leg| snapshot.is_proxy(leg.proxy.ip()));
         for id in ended.iter().filter_map(|tuple| self.server.allocation_of(tuple)).collect::<Vec<_>>() {
             self.server.end_unserved(now.monotonic, id);
         }
@@ -282,13 +295,13 @@ impl Shell {
 }
 
 /// Returns the number of datagrams in `length` bytes.
-fn bytes_in(length: usize, merged: Option<usize>) -> u64 {
+fn count_in(length: usize, merged: Option<usize>) -> u64 {
     merged.map_or(1, |each| length.div_ceil(each.max(1)).max(1) as u64)
 }
 
 impl Proxied {
     /// Finds the client of a datagram from a proxy.
-    fn sort(&mut self, real: &FiveTuple, bytes: &[u8], now: Instant, server: &Server) -> Sorted {
+    fn sort(&mut self, real: &FiveTuple, bytes: &[u8], now: Instant, has_allocation: HasAllocation<'_>) -> Sorted {
         let leg = Leg { proxy: real.client, local: real.server };
         if !proxy_protocol::begins(bytes) {
             return match self.client(&leg, now) {
@@ -303,7 +316,7 @@ impl Proxied {
             let addresses = addresses.canonical();
             FiveTuple { client: addresses.client, server: addresses.server, transport: Transport::Udp }
         });
-        match self.assign(leg, tuple, now, server) {
+        match self.assign(leg, tuple, now, has_allocation) {
             Ok(()) => Sorted::Of(tuple, length),
             Err(reason) => Sorted::Dropped(reason),
         }
