@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 61] = [
+    const LIVE: [(&str, &str); 62] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -122,6 +122,7 @@ mod reload {
         ("limits.allocated-connections-per-source", "94"),
         ("limits.unverified-responses", "93"),
         ("limits.failed-authentications", "92"),
+        ("listen.proxies", "['10.0.0.7']"),
         ("timeouts.tls-handshake", "'11s'"),
         ("timeouts.first-request", "'12s'"),
         ("timeouts.idle", "'13s'"),

@@ -477,8 +477,8 @@ pub static OPTIONS: &[CoturnOption] = &[
     never(
         "tcp-proxy-port",
         Required,
-        "the PROXY protocol is not supported: let clients connect directly, or forward packets without a proxy (for \
-         example with nftables)",
+        "a proxy is known by its address and not by the port: add this port to `listen.tcp`, and the addresses of your \
+         proxies to `listen.proxies`",
     ),
     convert("tls-alternate-server", Required, &["alternate.tls-servers"]),
     convert("tls-listening-port", Required, &["listen.tls"]),

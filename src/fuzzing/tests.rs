@@ -67,6 +67,11 @@ fn small_texts_pass_their_corpus() {
     over_the_corpus("texts", super::texts);
 }
 
+#[test]
+fn proxy_headers_pass_their_corpus() {
+    over_the_corpus("proxy", super::proxy);
+}
+
 // Whoever adds a target, adds its corpus and its test.
 #[test]
 fn each_target_has_a_corpus() {

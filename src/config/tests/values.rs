@@ -15,6 +15,7 @@ drain-deadline = "10m"
 udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
 tcp = ["127.0.0.1:0", "0.0.0.0:3478", "127.0.0.1:0"]
 tls = ["[::1]:3478", "0.0.0.0:443"]
+proxies = ["10.0.0.7", "2001:db8::/64"]
 
 [tls]
 certificate = "chain.pem"
@@ -132,6 +133,7 @@ fn every_value_is_parsed() {
             endpoints(Transport::Tls, &["[::1]:3478", "0.0.0.0:443"]),
         ]
         .concat(),
+        proxies: vec!["10.0.0.7/32".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
         tls: Some(Tls { certificate: "chain.pem".into(), private_key: "/etc/key.pem".into() }),
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),

@@ -68,6 +68,27 @@ fn tcp_and_tls_may_share_a_port_with_the_same_address_or_a_wildcard() {
 }
 
 #[test]
+fn proxies_are_prefixes_and_everybody_is_a_warning() {
+    let config = parse("[listen]\nproxies = [\"10.0.0.7\", \"10.1.0.0/16\", \"2001:db8::/64\"]");
+    let shown: Vec<String> = config.proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["10.0.0.7/32", "10.1.0.0/16", "2001:db8::/64"]);
+    assert_eq!(config.warnings, []);
+    for (all, name) in [("0.0.0.0/0", "0.0.0.0/0"), ("::/0", "::/0")] {
+        let warnings = parse(&format!("[listen]\nproxies = [\"{all}\"]")).warnings;
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        let expected = format!("`listen.proxies` contains {name}: everybody is a proxy, so every client can choose");
+        assert!(warning.message.starts_with(&expected), "{warning:?}");
+    }
+    for (list, message) in [
+        ("[\"10.0.0.7\", \"10.0.0.7/32\"]", "2:25: `listen.proxies` contains 10.0.0.7 twice"),
+        ("[\"10.0.0.7/8\"]", "2:12: `listen.proxies`: `10.0.0.7/8` has bits set after the prefix; did you mean `10.0.0.0/8`?"),
+        ("[\"::ffff:10.0.0.7\"]", "2:12: `listen.proxies`: `::ffff:10.0.0.7` is IPv4-mapped; use `10.0.0.7`"),
+    ] {
+        assert_eq!(error(&format!("[listen]\nproxies = {list}")), message);
+    }
+}
+
+#[test]
 fn an_incomplete_listen_address_is_reported_with_a_complete_one() {
     const ZONE: &str = "has a zone ID: a link-local address is reachable only from its own link; use another address";
     for (address, what) in [
