@@ -63,6 +63,7 @@ mod architecture {
                 "net",
                 "offload",
                 "printable",
+                "setting",
                 "special_purpose",
                 "stun",
                 "transport",

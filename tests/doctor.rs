@@ -258,6 +258,17 @@ mod doctor {
         assert!(unknown.only_fault("certificate").contains("Test Root"), "{:#?}", unknown.findings);
     }
 
+    #[test]
+    fn a_machine_that_is_itself_a_proxy_is_told_why_its_listeners_are_not_examined() {
+        let proxies = "[listen]\nproxies = [\"127.0.0.0/8\"]\n";
+        let server = Server::start(&config(&["127.0.0.1"], ALLOW).replace("[listen]\n", proxies));
+        let report = examine(&["--config", server.config_path().to_str().unwrap()], "");
+        assert_eq!(report.with("fault"), [], "{:#?}", report.findings);
+        let found: Vec<_> = report.with("warning").into_iter().filter(|(check, _)| *check == "listener").collect();
+        assert_eq!(found.len(), 2, "{:#?}", report.findings);
+        assert!(found[0].1.contains("listen.proxies has 127.0.0.1"), "{found:?}");
+    }
+
     // It is not known by which name clients find the server.
     #[test]
     fn the_names_of_a_certificate_do_not_matter_without_a_hostname() {

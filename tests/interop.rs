@@ -1,6 +1,6 @@
-//! Interoperability with coturn's test client and echo peer (Debian package `coturn`), openssl, libnice, Janus and
-//! Prometheus. Cases in which the server relays run over loopback (`loopback::`), and over a veth interface with the XDP
-//! program (`offload::`), which needs root, `ip` and `ethtool`.
+//! Interoperability with coturn's test client and echo peer (Debian package `coturn`), openssl, libnice, Janus,
+//! HAProxy, nginx and Prometheus. Cases in which the server relays run over loopback (`loopback::`), and over a veth
+//! interface with the XDP program (`offload::`), which needs root, `ip` and `ethtool`.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
@@ -30,6 +30,9 @@ mod janus;
 #[cfg(test)]
 #[path = "interop/prometheus.rs"]
 mod prometheus;
+#[cfg(test)]
+#[path = "interop/proxies.rs"]
+mod proxies;
 #[cfg(test)]
 #[path = "interop/reload.rs"]
 mod reload;

@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 
 use serde_json::json;
+use turnserver::proxy_protocol::{self, Addresses};
 use turnserver::stun::attribute::Data;
 
 use crate::call::{CHANNEL, Call, bind, channel_data};
 use crate::http::Http;
 use crate::interfaces::run;
 use crate::support::client::{Client, Login, receive};
-use crate::world::{CLIENTS, LISTENERS, PEERS, World, in_host, socket_of, with_server};
+use crate::world::{CLIENTS, LISTENERS, PEERS, World, config, in_host, socket_of, with_network, with_server};
 
 fn client(world: &World<'_>) -> Client {
     Client::on(socket_of(&world.network.client, CLIENTS[0]), listener(world))
@@ -49,6 +50,29 @@ fn clients_relay_to_relayed_addresses_of_this_server_through_user_space() {
         relay_to_each_other(world, &Login::mint("bob", 600), "own-peer");
         call.exchange_in_kernel();
         call.end();
+    });
+}
+
+// The program does not know headers. This one names the address of the proxy itself, so that nothing else is in the way.
+#[test]
+fn a_client_behind_a_proxy_goes_through_user_space_beside_a_call_in_the_kernel() {
+    with_network(|network| {
+        let listed = format!("[listen]\nproxies = [{:?}]\n", CLIENTS[0]);
+        let world = network.start(&config("").replace("[listen]\n", &listed));
+        let (client, server) = (client(&world), listener(&world));
+        let mut header = Vec::new();
+        proxy_protocol::write(Some(Addresses { client: client.address(), server }), &mut header);
+        client.socket().send(&header).unwrap();
+        let peer = socket_of(&world.network.peer, PEERS[0]);
+        let behind = Call::start_for(&world, client, &Login::mint("ann", 600), peer, CHANNEL);
+        let direct = Call::start_over(&world, [1, 1]);
+        behind.exchange(&[&[1; 200]]);
+        behind.wait_for_user_space("PROXY headers");
+        behind.exchange_in_user_space();
+        assert_eq!(world.offload()["in_user_space"]["proxy"], 2);
+        direct.exchange_in_kernel();
+        behind.end();
+        direct.end();
     });
 }
 

@@ -15,6 +15,7 @@ use crate::doctor::remote::{self, Expected, Report};
 use crate::doctor::session::{Problem, Session};
 use crate::doctor::trust::Trust;
 use crate::net::tls;
+use crate::setting::LISTEN_PROXIES;
 use crate::transport::{Endpoint, TurnUri};
 
 /// The time for a connection to this machine.
@@ -87,6 +88,8 @@ enum Occupant {
     Stun(String),
     /// A program that does not respond like a TURN server.
     Program(String),
+    /// The server expects a PROXY header from this address of this machine.
+    BehindProxy(IpAddr),
 }
 
 impl Occupant {
@@ -95,7 +98,7 @@ impl Occupant {
         match self {
             Self::Server(software) => software.as_ref().is_none_or(|software| software.starts_with(SOFTWARE)),
             Self::Unknown => true,
-            Self::Refuses | Self::Stun(_) | Self::Program(_) => false,
+            Self::Refuses | Self::Stun(_) | Self::Program(_) | Self::BehindProxy(_) => false,
         }
     }
 
@@ -132,6 +135,11 @@ impl Occupant {
                 format!("a STUN server uses the port and responds, but Allocate fails: {problem}"),
                 "if it is this server, look into its log; otherwise, stop it or use another port",
             ),
+            Self::BehindProxy(own) => Finding::warning(
+                "listener",
+                format!("the port is in use and not examined: {LISTEN_PROXIES} has {own}, so this machine is a proxy"),
+                "run this command against the proxy, with --url, or remove the address",
+            ),
             Self::Program(error) => Finding::fault(
                 "listener",
                 format!("another program uses the port, and it is not a TURN server: {error}"),
@@ -142,6 +150,16 @@ impl Occupant {
 }
 
 fn occupant(endpoint: Endpoint, config: &Config, trust: &Trust) -> Occupant {
+    // A connection to an own address comes from the same address.
+    let own: &[IpAddr] = match endpoint.address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        IpAddr::V6(ip) if ip.is_unspecified() => &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        ip => &[ip],
+    };
+    let is_proxy = |own: &&IpAddr| config.proxies.iter().any(|network| network.contains(*own));
+    if let Some(own) = own.iter().find(is_proxy) {
+        return Occupant::BehindProxy(*own);
+    }
     let server = credential(config);
     let open = |ip: IpAddr| {
         let address = SocketAddr::new(ip, endpoint.address.port());

@@ -81,7 +81,10 @@ fn proxies_are_prefixes_and_everybody_is_a_warning() {
     }
     for (list, message) in [
         ("[\"10.0.0.7\", \"10.0.0.7/32\"]", "2:25: `listen.proxies` contains 10.0.0.7 twice"),
-        ("[\"10.0.0.7/8\"]", "2:12: `listen.proxies`: `10.0.0.7/8` has bits set after the prefix; did you mean `10.0.0.0/8`?"),
+        (
+            "[\"10.0.0.7/8\"]",
+            "2:12: `listen.proxies`: `10.0.0.7/8` has bits set after the prefix; did you mean `10.0.0.0/8`?",
+        ),
         ("[\"::ffff:10.0.0.7\"]", "2:12: `listen.proxies`: `::ffff:10.0.0.7` is IPv4-mapped; use `10.0.0.7`"),
     ] {
         assert_eq!(error(&format!("[listen]\nproxies = {list}")), message);
