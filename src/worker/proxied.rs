@@ -29,8 +29,8 @@ use crate::turn::{ClientBurst, DropReason, FiveTuple, Instant, Outcome};
 #[cfg(test)]
 mod tests;
 
-/// The maximum number of clients behind proxies of a worker.
-const MAX_CLIENTS: usize = 32_768;
+/// The maximum number of clients behind proxies of a worker: as many as fit into tables with 2^15 places.
+const MAX_CLIENTS: usize = 28_672;
 
 /// The time without datagrams of the client after which it is forgotten, if it has no allocation.
 const IDLE: Duration = Duration::from_secs(300);

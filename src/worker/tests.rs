@@ -64,6 +64,7 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
         tls: None,
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32])),
         offload_interfaces: Arc::default(),
+        proxies: [].into(),
     }
 }
 

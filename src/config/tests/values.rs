@@ -365,6 +365,7 @@ listen   tcp 0.0.0.0:3478
 listen   tcp 127.0.0.1:0 (any free port)
 listen   tls [::1]:3478
 listen   tls 0.0.0.0:443
+         a PROXY header is expected from 10.0.0.7, 2001:db8::/64
 tls      chain.pem, with the key in /etc/key.pem
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 per address
          10.0.0.5 is advertised as 203.0.113.9

@@ -63,6 +63,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         tls: None,
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [7; 32])),
         offload_interfaces: Arc::default(),
+        proxies: [].into(),
     };
     let key = HttpKey {
         name: "app".to_owned(),
