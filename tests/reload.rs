@@ -209,7 +209,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..59].iter().map(std::slice::from_ref).chain([&LIVE[59..]]);
+            let steps = LIVE[..60].iter().map(std::slice::from_ref).chain([&LIVE[60..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

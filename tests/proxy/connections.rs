@@ -229,10 +229,11 @@ fn each_client_behind_a_proxy_has_the_limits_of_a_source() {
     }
     // Connections that wait for a header have no limit of their own.
     let waiting: Vec<TcpStream> = (0..10).map(|_| connect(server.tcp_address())).collect();
-    for stream in waiting {
-        (&stream).write_all(&v2(&format!("198.51.100.9:{}", stream.local_addr().unwrap().port()), FRONT)).unwrap();
+    for (number, mut stream) in (20..).zip(waiting) {
+        let client = format!("198.51.100.{number}:4711");
+        stream.write_all(&v2(&client, FRONT)).unwrap();
+        assert_eq!(Client::on_tcp(stream).binding().to_string(), client);
     }
-    other.binding();
 }
 
 #[test]

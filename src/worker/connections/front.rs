@@ -55,7 +55,7 @@ pub(in crate::worker) async fn serve(
         // A header begins like neither TLS nor STUN, and no client sends ChannelData first.
         Ok(first) if proxy_protocol::FIRST_BYTES.contains(&first) => {
             let unexpected = tokio::select! {
-                unexpected = unexpected(&stream, plain) => unexpected,
+                unexpected = Box::pin(unexpected(&stream, plain)) => unexpected,
                 () = sleep(deadline) => late,
                 () = evicted.notified() => CloseReason::Evicted,
             };

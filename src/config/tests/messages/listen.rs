@@ -80,7 +80,7 @@ fn proxies_are_prefixes_and_everybody_is_a_warning() {
         assert!(matches!(warnings.as_slice(), [warning] if warning.starts_with(&expected)), "{warnings:?}");
     }
     for (list, message) in [
-        ("[\"10.0.0.7\", \"10.0.0.7/32\"]", "2:25: `listen.proxies` contains 10.0.0.7 twice"),
+        ("[\"10.0.0.7\", \"10.0.0.7/32\"]", "2:24: `listen.proxies` contains 10.0.0.7 twice"),
         (
             "[\"10.0.0.7/8\"]",
             "2:12: `listen.proxies`: `10.0.0.7/8` has bits set after the prefix; did you mean `10.0.0.0/8`?",
