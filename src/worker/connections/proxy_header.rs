@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn is_evicted(wait: &Wait) -> bool {
-        !wait.waiting.borrow_mut().all.remove(wait.proxy, wait.number).is_some()
+        wait.waiting.borrow_mut().all.remove(wait.proxy, wait.number).is_none()
     }
 
     #[test]
