@@ -49,7 +49,7 @@ mod architecture {
         ("printable", &[]),
         ("privacy", &["auth", "printable"]),
         ("http", &["net", "privacy"]),
-        ("front", &["by_source", "config", "http", "net", "privacy", "proxy_protocol"]),
+        ("front", &["by_source", "config", "http", "net", "privacy", "proxy_protocol", "setting"]),
         ("turn", &["auth", "ip_fields", "setting", "special_purpose", "stun", "transport"]),
         ("client", &["auth", "printable", "stun", "turn"]),
         (
@@ -99,6 +99,7 @@ mod architecture {
                 "offload",
                 "printable",
                 "privacy",
+                "proxy_protocol",
                 "setting",
                 "special_purpose",
                 "stun",

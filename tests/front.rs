@@ -63,6 +63,15 @@ mod common {
         }
 
         pub(crate) fn at(web: &str, keys: &str, more: &str) -> Self {
+            Self::start(web, keys, more, "")
+        }
+
+        /// The same with further keys of `[listen]`.
+        pub(crate) fn with_keys(site: &Site, keys: &str, listen: &str) -> Self {
+            Self::start(&site.address().to_string(), keys, "", listen)
+        }
+
+        fn start(web: &str, keys: &str, more: &str, listen: &str) -> Self {
             let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
             let files = authority.write(&authority.issue(&["localhost"]), directory.path());
             let (first, tables) = if more.starts_with('[') { ("", more) } else { (more, "") };
@@ -72,6 +81,7 @@ mod common {
             );
             let config = with_tls(&config(&["127.0.0.1"], &front), &["127.0.0.1"], &files);
             let config = config.replace("[log]\n", "[log]\nlevel = \"debug\"\n");
+            let config = config.replace("[listen]\n", &format!("[listen]\n{listen}"));
             let server = Controlled::start_with(&format!("{first}{config}"));
             Self { server, authority, _directory: directory }
         }

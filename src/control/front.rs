@@ -15,6 +15,7 @@ use crate::front::{self, Front, Handler, Rules, Settings, Statistics};
 use crate::http::{self, HandedOver};
 use crate::net::limits::SpareFiles;
 use crate::privacy::Privacy;
+use crate::proxy_protocol::Addresses;
 
 /// The fronts of a running server. Dropping it ends their connections.
 #[derive(Debug)]
@@ -91,7 +92,7 @@ fn settings(config: &Config, listeners: &ServiceListeners, open_files: u64, priv
         })
     };
     let fronts = config.fronts.iter().filter_map(front).collect();
-    Arc::new(Settings { fronts, first_bytes: config.timeouts.tls_handshake, privacy })
+    Arc::new(Settings { fronts, proxies: config.proxies.clone(), first_bytes: config.timeouts.tls_handshake, privacy })
 }
 
 /// Where connections go that are not for the web site.
@@ -103,10 +104,10 @@ struct Destinations {
 }
 
 impl Handler for Destinations {
-    async fn relay(&self, connection: TcpStream) {
+    async fn relay(&self, connection: TcpStream, addresses: Addresses) {
         let next = self.next.replace(self.next.get().wrapping_add(1));
         if let Some(worker) = self.workers.get(next % self.workers.len().max(1)) {
-            worker.adopt(connection).await;
+            worker.adopt(connection, addresses).await;
         }
     }
 

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::by_source::{BySource, Source};
 use crate::config::WebSite;
@@ -34,7 +35,8 @@ use crate::http::{
 use crate::net::limits::{SpareFiles, lower_priority, too_many_open_files};
 use crate::net::tcp;
 use crate::privacy::Privacy;
-use crate::proxy_protocol::{self, Addresses};
+use crate::proxy_protocol::{self, Addresses, Parsed};
+use crate::setting;
 use rules::{Decision, Destination};
 use site::{Connected, Reachability};
 use statistics::End;
@@ -59,6 +61,8 @@ pub(crate) struct Plan {
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     pub(crate) fronts: Vec<Front>,
+    /// The sources whose connections begin with a PROXY header.
+    pub(crate) proxies: Vec<IpNet>,
     /// The time for the bytes that decide where a connection belongs.
     pub(crate) first_bytes: Duration,
     pub(crate) privacy: Arc<Privacy>,
@@ -81,8 +85,8 @@ pub(crate) struct Front {
 
 /// Takes the connections that are not for the web site.
 pub(crate) trait Handler: 'static {
-    /// Gives a connection to a worker. Returns when the worker has it.
-    fn relay(&self, connection: net::TcpStream) -> impl Future<Output = ()>;
+    /// Gives a connection between these addresses to a worker. Returns when the worker has it.
+    fn relay(&self, connection: net::TcpStream, addresses: Addresses) -> impl Future<Output = ()>;
 
     /// Gives a connection to the HTTP server.
     fn http(&self, connection: net::TcpStream, client: SocketAddr) -> impl Future<Output = ()>;
@@ -107,7 +111,9 @@ pub(crate) fn start<H: Handler>(
             let Plan { changes, settings, statistics, spare, stop } = plan;
             let pipes = Pipes::new(spare.clone());
             let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
-            let shared = Shared { settings, statistics, spare, stop: stop.clone(), pipes, first, handler: handler() };
+            let (stopping, proxies) = (stop.clone(), ProxyLog::default());
+            let handler = handler();
+            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, proxies, handler };
             follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
         });
     };
@@ -123,6 +129,7 @@ struct Shared<H> {
     pipes: Pipes,
     /// The first bytes of one connection at a time.
     first: RefCell<Box<[u8]>>,
+    proxies: ProxyLog,
     handler: H,
 }
 
@@ -208,6 +215,38 @@ fn permitted(stream: TcpStream, spare: &SpareFiles) -> io::Result<TcpStream> {
     if spare.permit(&stream) { Ok(stream) } else { Err(too_many_open_files()) }
 }
 
+/// Logs connections with a PROXY header too many or too few: at most one line of each kind per minute.
+#[derive(Debug, Default)]
+struct ProxyLog {
+    unexpected: Cell<Option<Instant>>,
+    failed: Cell<Option<Instant>>,
+}
+
+impl ProxyLog {
+    fn log(&self, end: End, Addresses { client, server }: Addresses, privacy: &Privacy) {
+        let allows = |last: &Cell<Option<Instant>>| {
+            let now = Instant::now();
+            let allows = last.get().is_none_or(|last| now.duration_since(last) >= Duration::from_secs(60));
+            allows.then(|| last.set(Some(now))).is_some()
+        };
+        match end {
+            End::ProxyHeaderUnexpected if allows(&self.unexpected) => tracing::warn!(
+                event = "proxy-not-listed", client = privacy.address(client), %server, transport = "tcp",
+                "PROXY header rejected: its source is not in {0}. If it is your proxy, add its address to {0}; otherwise \
+                 a client tried to forge its address",
+                setting::LISTEN_PROXIES
+            ),
+            End::ProxyHeaderMissing | End::ProxyHeaderMalformed if allows(&self.failed) => tracing::warn!(
+                event = "proxy-header-failed", proxy = %client, %server, transport = "tcp", reason = end.label(),
+                "a connection of a proxy to a front was rejected: it must begin with a PROXY header. Let the proxy send \
+                 one (HAProxy: send-proxy-v2; nginx: proxy_protocol on), or remove its address from {}",
+                setting::LISTEN_PROXIES
+            ),
+            _ => {}
+        }
+    }
+}
+
 /// The connections of a front.
 #[derive(Debug, Default)]
 struct Places {
@@ -271,6 +310,8 @@ struct Connection {
     addresses: Addresses,
     front: Front,
     first_bytes: Duration,
+    /// Whether it must begin with a PROXY header.
+    is_proxy: bool,
     ending: Ending,
     place: Place,
 }
@@ -285,24 +326,31 @@ impl Connection {
         else {
             return None;
         };
-        let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
-        let addresses = Addresses { client: canonical(client), server: canonical(server) };
+        let addresses = Addresses { client, server }.canonical();
         let (client, first_bytes) = (addresses.client, settings.first_bytes);
+        let is_proxy = settings.proxies.iter().any(|network| network.contains(&client.ip()));
         let place = Places::admit(places, Source::of(client.ip()), front.connections);
         shared.statistics.count_accepted();
         let (statistics, privacy) = (Arc::clone(&shared.statistics), Arc::clone(&settings.privacy));
         let ending = Ending { end: Cell::new(End::Stopped), client, statistics, privacy };
-        Some(Self { stream, addresses, front, first_bytes, ending, place })
+        Some(Self { stream, addresses, front, first_bytes, is_proxy, ending, place })
     }
 
     async fn serve<H: Handler>(self, shared: &Shared<H>, reachability: &Reachability) {
         // Both are dropped at the end.
-        let Self { stream, addresses, front, first_bytes, ending, place } = self;
+        let Self { stream, addresses, front, first_bytes, is_proxy, ending, place } = self;
         let served = async {
-            let destination = timeout(first_bytes, destination(&stream, &front.rules, &shared.first)).await;
-            let destination = match destination.unwrap_or(Err(End::Late)) {
-                Ok(destination) => destination,
-                Err(end) => return end,
+            let first = &shared.first;
+            let known = async {
+                let addresses = identify(&stream, addresses, is_proxy, first).await?;
+                Ok((addresses, destination(&stream, &front.rules, first).await?))
+            };
+            let (addresses, destination) = match timeout(first_bytes, known).await.unwrap_or(Err(End::Late)) {
+                Ok(known) => known,
+                Err(end) => {
+                    shared.proxies.log(end, addresses, &ending.privacy);
+                    return end;
+                }
             };
             shared.statistics.count_decided(destination);
             if destination == Destination::Web {
@@ -310,7 +358,7 @@ impl Connection {
             }
             let Ok(stream) = stream.into_std() else { return End::ByVisitor };
             if destination == Destination::Relay {
-                shared.handler.relay(stream).await;
+                shared.handler.relay(stream, addresses).await;
                 return End::ToRelay;
             }
             shared.handler.http(stream, addresses.client).await;
@@ -324,24 +372,34 @@ impl Connection {
     }
 }
 
-/// Reads from the first bytes of a connection, which stay in the socket, where it belongs. `first` is the buffer.
-async fn destination(stream: &TcpStream, rules: &Rules, first: &RefCell<Box<[u8]>>) -> Result<Destination, End> {
+/// What some first bytes of a connection tell.
+enum Step<T> {
+    Done(T),
+    /// At least this number of bytes is needed.
+    Needs(usize),
+}
+
+/// Waits for as many first bytes of a connection as `decide` needs. They stay in the socket. `first` is the buffer.
+async fn peek_until<T>(
+    stream: &TcpStream,
+    first: &RefCell<Box<[u8]>>,
+    decide: impl Fn(&[u8]) -> Step<T>,
+) -> Result<T, End> {
     let wait_for = |bytes| tcp::set_receive_low_water(stream, bytes).map_err(|_| End::ByVisitor);
     let mut needed = 1;
     loop {
         let ready = stream.ready(Interest::READABLE).await.map_err(|_| End::ByVisitor)?;
-        let decision = stream.try_io(Interest::READABLE, || {
+        let step = stream.try_io(Interest::READABLE, || {
             let mut first = first.borrow_mut();
             let length = tcp::peek(stream, &mut first)?;
             let first = first.get(..length).filter(|first| first.len() >= needed);
             // With fewer bytes than that, the socket waits for more.
-            first.map(|first| rules.decide(first)).ok_or(io::ErrorKind::WouldBlock.into())
+            first.map(&decide).ok_or(io::ErrorKind::WouldBlock.into())
         });
-        match decision {
+        match step {
             // Whoever serves the connection waits for each byte.
-            Ok(Decision::To(destination)) => return wait_for(1).map(|()| destination),
-            Ok(Decision::TooLong) => return Err(End::TooLong),
-            Ok(Decision::Needs(more)) => {
+            Ok(Step::Done(done)) => return wait_for(1).map(|()| done),
+            Ok(Step::Needs(more)) => {
                 needed = more;
                 // A client that sends single bytes does not wake this task before that.
                 wait_for(more)?;
@@ -350,6 +408,44 @@ async fn destination(stream: &TcpStream, rules: &Rules, first: &RefCell<Box<[u8]
             Err(_) => return Err(End::ByVisitor),
         }
     }
+}
+
+/// Takes the PROXY header from a connection, which must have one if it comes from a proxy, and none otherwise. Returns
+/// the addresses that count.
+async fn identify(
+    stream: &TcpStream,
+    real: Addresses,
+    is_proxy: bool,
+    first: &RefCell<Box<[u8]>>,
+) -> Result<Addresses, End> {
+    let header = peek_until(stream, first, |first| match proxy_protocol::parse(first) {
+        Ok(Parsed::Header(header)) => Step::Done(Ok(Some(header))),
+        Ok(Parsed::NotAHeader) => Step::Done(Ok(None)),
+        Ok(Parsed::Incomplete { at_least }) => Step::Needs(at_least),
+        Err(malformed) => Step::Done(Err(malformed)),
+    });
+    match (header.await?, is_proxy) {
+        (Ok(None), false) => Ok(real),
+        (Ok(None), true) => Err(End::ProxyHeaderMissing),
+        (Ok(Some(_)) | Err(_), false) => Err(End::ProxyHeaderUnexpected),
+        (Err(_), true) => Err(End::ProxyHeaderMalformed),
+        (Ok(Some(header)), true) => {
+            let taken = first.borrow_mut().get_mut(..header.length).map(|bytes| stream.try_read(bytes));
+            // All of it is there.
+            let is_taken = taken.is_some_and(|taken| taken.is_ok_and(|taken| taken == header.length));
+            if is_taken { Ok(header.addresses.map_or(real, Addresses::canonical)) } else { Err(End::ByVisitor) }
+        }
+    }
+}
+
+/// Reads from the first bytes of a connection where it belongs.
+async fn destination(stream: &TcpStream, rules: &Rules, first: &RefCell<Box<[u8]>>) -> Result<Destination, End> {
+    let decision = peek_until(stream, first, |first| match rules.decide(first) {
+        Decision::To(destination) => Step::Done(Ok(destination)),
+        Decision::Needs(bytes) => Step::Needs(bytes),
+        Decision::TooLong => Step::Done(Err(End::TooLong)),
+    });
+    decision.await?
 }
 
 /// Connects a visitor to the web site.

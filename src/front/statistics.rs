@@ -46,6 +46,12 @@ ends! {
     Late = "first-bytes-late",
     /// The ClientHello was too long.
     TooLong = "client-hello-too-long",
+    /// A connection of a proxy did not begin with a PROXY header.
+    ProxyHeaderMissing = "proxy-header-missing",
+    /// A connection of a proxy began with a PROXY header that is not valid.
+    ProxyHeaderMalformed = "proxy-header-malformed",
+    /// A connection began with a PROXY header, although its source is not a proxy.
+    ProxyHeaderUnexpected = "proxy-header-unexpected",
     /// The limit of connections was reached. This was the oldest of the source with the most of them.
     Evicted = "evicted",
     /// The server stopped.

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connections::EvictionRequest;
 use super::tasks::{self, yield_to_tasks};
 use super::{BoundListener, Described, Snapshot, Worker};
+use crate::proxy_protocol::Addresses;
 use crate::transport::{Endpoint, Transport};
 use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
@@ -45,8 +46,8 @@ pub(crate) enum Command {
     End { ids: Vec<AllocationId>, operator: Operator, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
-    /// Serve a connection that a front has accepted. There is no response.
-    Adopt(TcpStream),
+    /// Serve a connection between these addresses, which a front has accepted. There is no response.
+    Adopt(TcpStream, Addresses),
     /// Evict a connection for another worker. There is no response.
     Evict(EvictionRequest),
 }
@@ -143,8 +144,8 @@ impl Handle {
 
     /// Gives the worker a connection whose first bytes are still in its socket. Waits while the worker is busy. A worker
     /// that has ended closes it.
-    pub(crate) async fn adopt(&self, connection: TcpStream) {
-        let _ = self.0.send(Command::Adopt(connection)).await;
+    pub(crate) async fn adopt(&self, connection: TcpStream, addresses: Addresses) {
+        let _ = self.0.send(Command::Adopt(connection, addresses)).await;
     }
 
     /// Asks the worker to evict a connection. If the mailbox is full, the request is lost. Then the client is rejected
@@ -225,7 +226,7 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 worker.borrow().publish();
                 let _ = done.send(());
             }
-            Command::Adopt(connection) => tasks::adopt(&worker, connection),
+            Command::Adopt(connection, addresses) => tasks::adopt(&worker, connection, addresses),
             Command::Evict(eviction) => {
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow().evict_for_other(eviction);

@@ -17,6 +17,7 @@ use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, co
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::watch::{Events, Readable, Watch};
 use crate::net::{tcp, timer, watch};
+use crate::proxy_protocol::Addresses;
 use crate::transport::{Endpoint, Transport};
 
 /// The time for which reading from a socket backs off after an error.
@@ -127,13 +128,13 @@ fn open_listener(worker: &Rc<RefCell<Worker>>, listener: BoundListener) -> io::R
 }
 
 /// Serves a connection that a front has accepted, like one of a TCP listener.
-pub(super) fn adopt(worker: &Weak<RefCell<Worker>>, connection: std::net::TcpStream) {
+pub(super) fn adopt(worker: &Weak<RefCell<Worker>>, connection: std::net::TcpStream, addresses: Addresses) {
     let Some(this) = worker.upgrade() else { return };
     // If this fails, the client has gone, or it connects again.
     let Ok(stream) = TcpStream::from_std(connection) else { return };
     let (accepted, panicked) = {
         let mut this = this.borrow_mut();
-        (this.accept(&stream, Transport::Tcp), Rc::clone(&this.shell.panicked))
+        (this.admit(&stream, addresses, Transport::Tcp), Rc::clone(&this.shell.panicked))
     };
     if let Some(admitted) = accepted {
         spawn(&panicked, connections::serve(Weak::clone(worker), admitted, stream, true));

@@ -163,17 +163,11 @@ impl Worker {
         Some(admitted)
     }
 
-    /// Returns a new connection with its place; `None` if the connection is rejected. Its addresses are `given` if a
-    /// header that has been read already names them.
-    #[expect(dead_code, reason = "for connections that another thread accepts")]
-    pub(super) fn admit(
-        &mut self,
-        stream: &TcpStream,
-        given: Option<Addresses>,
-        transport: Transport,
-    ) -> Option<Admitted> {
-        let real = self.prepare(stream)?;
-        self.admit_with(given.map_or(real, Addresses::canonical), transport)
+    /// Returns a connection that a front has accepted, with its place; `None` if the connection is rejected. The front
+    /// has read the header that names its addresses, if there is one.
+    pub(super) fn admit(&mut self, stream: &TcpStream, addresses: Addresses, transport: Transport) -> Option<Admitted> {
+        self.prepare(stream)?;
+        self.admit_with(addresses, transport)
     }
 
     /// Configures a new connection and returns its addresses; `None` if it cannot be served.

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::CloseReason;
-use super::by_source::{BySource, Source};
+use crate::by_source::{BySource, Source};
 use crate::proxy_protocol::{self, Header, Malformed, Parsed};
 
 /// The maximum number of connections of a worker that wait for their header. A further one evicts the oldest of the proxy
