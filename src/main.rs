@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use turnserver::config::{self, Config, LogLevel};
-use turnserver::control;
+use turnserver::control::{self, CheckedCertificate};
 use turnserver::generate::Generate;
 
 /// A STUN/TURN server for WebRTC.
@@ -127,9 +127,9 @@ fn check(path: Option<&Path>, config: &Config) -> Result<(), String> {
             if relay.advertised == relay.bind { String::new() } else { format!(" as {}", relay.advertised) };
         report += &format!("relaying on {}{advertised}: {}\n", relay.bind, relay.reason);
     }
-    if let Some(tls) = &config.tls {
-        let (description, warnings) =
-            control::check_tls(tls, config.hostname.as_deref()).map_err(|error| error.to_string())?;
+    let checked = config.tls.as_ref().map(|tls| control::check_tls(tls, config.hostname.as_deref()));
+    for CheckedCertificate { result, .. } in checked.unwrap_or_default() {
+        let (description, warnings) = result.map_err(|error| error.to_string())?;
         report += &format!("certificate for {description}\n");
         for warning in warnings {
             report += &format!("{prefix}warning: {warning}\n");

@@ -21,6 +21,8 @@ settings! {
     LISTEN_PROXIES = "listen.proxies";
     TLS_CERTIFICATE = "tls.certificate";
     TLS_PRIVATE_KEY = "tls.private-key";
+    TLS_CERTIFICATES_CERTIFICATE = "tls.certificates.certificate";
+    TLS_CERTIFICATES_PRIVATE_KEY = "tls.certificates.private-key";
     RELAY_ADDRESSES = "relay.addresses";
     RELAY_EXTERNAL = "relay.external";
     RELAY_PORTS = "relay.ports";

@@ -300,7 +300,11 @@ mod metrics {
         assert!(value("tls_handshake_duration_seconds_sum") > 0.0);
         assert_eq!(value("allocation_lifetime_seconds_count"), 0.0);
         assert!(value("event_loop_longest_iteration_seconds{worker=\"0\"}") > 0.0);
-        assert!(value("tls_certificate_expiry_timestamp_seconds") > value("start_time_seconds"));
+        let expiry = format!(
+            "tls_certificate_expiry_timestamp_seconds{{file=\"{}\"}}",
+            fixture.directory.path().join("fullchain.pem").display()
+        );
+        assert!(value(&expiry) > value("start_time_seconds"));
         assert_eq!(value("config_last_reload_timestamp_seconds"), value("start_time_seconds"));
         assert_eq!((value("config_generation"), value("config_last_reload_success")), (1.0, 1.0));
 

@@ -159,6 +159,7 @@ mod reload {
         ),
         ("http.keys-file", "'FURTHER'"),
         ("http.tls", "true"),
+        ("tls.certificates", "[{ certificate = 'FURTHER-CERTIFICATE', private-key = 'OTHER-KEY' }]"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
     ];
@@ -169,6 +170,8 @@ mod reload {
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
         let others = TempDir::new();
         let moved = authority.write(&authority.issue(&["localhost"]), others.path());
+        let more = TempDir::new();
+        let further = authority.write(&authority.issue(&["web.example.org"]), more.path());
         let secrets = directory.write("secrets", "a third secret for tests\n");
         let token = directory.write("token", "a-token-of-sufficient-length\n");
         let further_key = format!("[[http.keys]]\nname = 'further'\nsha256 = '{}'\n", "3".repeat(64));
@@ -177,11 +180,13 @@ mod reload {
         let places: HashMap<&str, String> = [
             ("SECRETS", secrets.display().to_string()),
             ("TOKEN", token.display().to_string()),
-            ("FURTHER", keys_file.display().to_string()),
+            ("'FURTHER'", format!("{keys_file:?}")),
             ("HASH", "1".repeat(64)),
-            ("OTHER", "2".repeat(64)),
-            ("CERTIFICATE", moved[0].display().to_string()),
-            ("KEY", moved[1].display().to_string()),
+            ("'OTHER'", format!("{:?}", "2".repeat(64))),
+            ("'CERTIFICATE'", format!("{:?}", moved[0])),
+            ("'KEY'", format!("{:?}", moved[1])),
+            ("'FURTHER-CERTIFICATE'", format!("{:?}", further[0])),
+            ("'OTHER-KEY'", format!("{:?}", further[1])),
         ]
         .into();
         let peer = client::socket("127.0.0.1:0".parse().unwrap());

@@ -1,4 +1,4 @@
-//! Clients on TLS connections to the real server (RFC 8489 §6.2.3, RFC 7443), and its certificate.
+//! Clients on TLS connections to the real server (RFC 8489 §6.2.3, RFC 7443), and its certificates.
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
@@ -10,6 +10,9 @@ mod connections;
 #[cfg(test)]
 #[path = "tls/reload.rs"]
 mod reload;
+#[cfg(test)]
+#[path = "tls/selection.rs"]
+mod selection;
 #[cfg(test)]
 mod support;
 

@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use super::{Config, ControlSocket, Front, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser, format_duration};
+use super::{
+    CertificateFiles, Config, ControlSocket, Front, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser,
+    format_duration,
+};
 
 /// A key whose value differs between two configurations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -134,10 +137,16 @@ impl<'c> Comparison<'c> {
         }
         self.shown("listen.proxies", |config| list(config.proxies.iter().map(super::addresses::short)));
         self.shown("tls.certificate", |config| {
-            config.tls.as_ref().map_or_else(not_set, |tls| tls.certificate.display().to_string())
+            default_certificate(config).map_or_else(not_set, |files| files.certificate.display().to_string())
         });
         self.shown("tls.private-key", |config| {
-            config.tls.as_ref().map_or_else(not_set, |tls| tls.private_key.display().to_string())
+            default_certificate(config).map_or_else(not_set, |files| files.private_key.display().to_string())
+        });
+        self.shown("tls.certificates.certificate", |config| {
+            list(further_certificates(config).map(|files| files.certificate.display()))
+        });
+        self.shown("tls.certificates.private-key", |config| {
+            list(further_certificates(config).map(|files| files.private_key.display()))
         });
     }
 
@@ -274,6 +283,18 @@ fn by_name<'c, T>(secrets: impl Iterator<Item = (&'c String, T)>) -> Vec<(&'c St
     let mut secrets: Vec<_> = secrets.collect();
     secrets.sort_unstable_by_key(|(name, _)| *name);
     secrets
+}
+
+fn default_certificate(config: &Config) -> Option<&CertificateFiles> {
+    certificates(config).find(|files| !files.is_further)
+}
+
+fn further_certificates(config: &Config) -> impl Iterator<Item = &CertificateFiles> {
+    certificates(config).filter(|files| files.is_further)
+}
+
+fn certificates(config: &Config) -> impl Iterator<Item = &CertificateFiles> {
+    config.tls.iter().flat_map(|tls| &tls.certificates)
 }
 
 fn not_set() -> String {

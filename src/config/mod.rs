@@ -76,7 +76,7 @@ pub struct Config {
     pub listen: Vec<Endpoint>,
     /// `listen.proxies`: the sources whose connections and datagrams begin with a PROXY header.
     pub proxies: Vec<IpNet>,
-    /// The certificate of the TLS and TCP listeners; `Some` if there are TLS listeners.
+    /// The certificates of the TLS and TCP listeners; `Some` if there are TLS listeners.
     pub tls: Option<Tls>,
     /// The relayed transport addresses.
     pub relay: Relay,
@@ -109,13 +109,37 @@ pub struct Config {
     pub warnings: Vec<Problem>,
 }
 
-/// `[tls]`: the certificate of the TLS and TCP listeners. The files are read at the start and when they change.
+/// `[tls]`: the certificates of the TLS and TCP listeners. The files are read at the start and when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tls {
+    /// At least one. The first one is the default: for clients that name no server, and for unknown names.
+    pub certificates: Vec<CertificateFiles>,
+}
+
+/// The files of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
     /// The certificate and its issuers' certificates, in PEM.
     pub certificate: PathBuf,
     /// Its private key, unencrypted, in PEM.
     pub private_key: PathBuf,
+    /// Whether it is one of `[[tls.certificates]]`.
+    pub is_further: bool,
+}
+
+impl CertificateFiles {
+    /// Returns the names of the two keys of the configuration: of the certificate, and of its private key.
+    #[must_use]
+    pub fn settings(&self) -> [&'static str; 2] {
+        use crate::setting::{
+            TLS_CERTIFICATE, TLS_CERTIFICATES_CERTIFICATE, TLS_CERTIFICATES_PRIVATE_KEY, TLS_PRIVATE_KEY,
+        };
+        if self.is_further {
+            [TLS_CERTIFICATES_CERTIFICATE, TLS_CERTIFICATES_PRIVATE_KEY]
+        } else {
+            [TLS_CERTIFICATE, TLS_PRIVATE_KEY]
+        }
+    }
 }
 
 /// The source of the relay addresses.

@@ -30,11 +30,23 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         (setting::HTTP_METRICS_TOKEN_FILE, "http", "metrics-token-file"),
         (setting::HTTP_KEYS_FILE, "http", "keys-file"),
     ];
-    let named = keys.into_iter().filter_map(|(name, table, key)| {
-        let value = document.get(table)?.get_ref().get(key)?.get_ref().as_str()?;
-        (!value.starts_with(CREDENTIALS)).then(|| Some((name, resolve(directory, value).ok()?)))?
+    let further = document.get("tls").and_then(|tls| tls.get_ref().get("certificates")?.get_ref().as_array());
+    let further = further.into_iter().flat_map(|tables| tables.iter()).flat_map(|table| {
+        let keys = [
+            (setting::TLS_CERTIFICATES_CERTIFICATE, "certificate"),
+            (setting::TLS_CERTIFICATES_PRIVATE_KEY, "private-key"),
+        ];
+        keys.map(|(name, key)| Some((name, table.get_ref().get(key)?.get_ref().as_str()?)))
     });
-    named.collect()
+    let named = keys
+        .into_iter()
+        .map(|(name, table, key)| Some((name, document.get(table)?.get_ref().get(key)?.get_ref().as_str()?)))
+        .chain(further)
+        .flatten();
+    named
+        .filter(|(_, value)| !value.starts_with(CREDENTIALS))
+        .filter_map(|(name, value)| Some((name, resolve(directory, value).ok()?)))
+        .collect()
 }
 
 /// Describes the origin of a credential file for a message; empty for any other file.

@@ -12,7 +12,7 @@ impl TableKeys {
     pub(super) fn name(&self) -> String {
         match self.path {
             "" => "the top level".to_owned(),
-            "auth.users" | "http.keys" | "front" => format!("`[[{}]]`", self.path),
+            "auth.users" | "http.keys" | "tls.certificates" | "front" => format!("`[[{}]]`", self.path),
             path => format!("`[{path}]`"),
         }
     }
@@ -42,7 +42,9 @@ pub(super) const TOP: TableKeys = TableKeys {
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
-pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate", "private-key"] };
+pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate", "private-key", "certificates"] };
+pub(super) const TLS_CERTIFICATE: TableKeys =
+    TableKeys { path: "tls.certificates", keys: &["certificate", "private-key"] };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
@@ -90,8 +92,24 @@ pub(super) const FRONT: TableKeys = TableKeys {
 };
 
 pub(super) const ALL: &[&TableKeys] = &[
-    &TOP, &LISTEN, &TLS, &RELAY, &AUTH, &USER, &PEERS, &LIMITS, &TIMEOUTS, &ALTERNATE, &COMPAT, &OFFLOAD, &LOG,
-    &CONTROL, &HTTP, &HTTP_KEY, &FRONT,
+    &TOP,
+    &LISTEN,
+    &TLS,
+    &TLS_CERTIFICATE,
+    &RELAY,
+    &AUTH,
+    &USER,
+    &PEERS,
+    &LIMITS,
+    &TIMEOUTS,
+    &ALTERNATE,
+    &COMPAT,
+    &OFFLOAD,
+    &LOG,
+    &CONTROL,
+    &HTTP,
+    &HTTP_KEY,
+    &FRONT,
 ];
 
 #[cfg(test)]

@@ -83,8 +83,10 @@ impl fmt::Display for Summary<'_> {
             write!(f, "\n         a PROXY header is expected from {}", proxies.join(", "))?;
         }
 
-        if let Some(tls) = tls {
-            write!(f, "\ntls      {}, with the key in {}", tls.certificate.display(), tls.private_key.display())?;
+        for files in tls.iter().flat_map(|tls| &tls.certificates) {
+            let (certificate, key) = (files.certificate.display(), files.private_key.display());
+            let label = if files.is_further { "        " } else { "tls     " };
+            write!(f, "\n{label} {certificate}, with the key in {key}")?;
         }
 
         let (first, last) = (relay.ports.start(), relay.ports.end());

@@ -1,12 +1,16 @@
-//! `[tls]`: the paths of the certificate and its key. The files are read when the server starts.
+//! `[tls]` and `[[tls.certificates]]`: the paths of the certificates and their keys. The files are read when the server
+//! starts.
+
+use std::ops::Range;
+use std::path::PathBuf;
 
 use super::paths;
-use super::problem::Report;
+use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Tls, schema};
+use super::{CertificateFiles, Tls, schema};
 use crate::transport::Endpoint;
 
-/// `other`: HTTP listeners or fronts use the certificate.
+/// `other`: HTTP listeners or fronts use the certificates.
 pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &mut Report<'_>) -> Option<Tls> {
     let required = listen.iter().any(|endpoint| endpoint.transport.is_encrypted());
     let Some(section) = top.section("tls", &schema::TLS, report) else {
@@ -21,21 +25,23 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &
         return None;
     };
     let header = top.span("tls");
-    let mut path = |key: &str| {
-        let Some(value) = section.value(key) else {
-            report.error(&header, format!("`[tls]` has no `{key}`: set the path of the PEM file"));
-            return None;
-        };
-        let path = section.string(key, report)?;
-        if path.get_ref().is_empty() {
-            report.error(&value.span(), format!("{} is empty: set the path of a PEM file", section.name(key)));
-            return None;
+    let default = files(&section, "`[tls]`", false, &header, report);
+    let mut certificates = vec![default];
+    for table in section.tables("certificates", report) {
+        let section = Section::new(&schema::TLS_CERTIFICATE, table.get_ref(), report);
+        let new = files(&section, "a certificate of `[[tls.certificates]]`", true, &table.span(), report);
+        let is_repeated =
+            |new: &CertificateFiles| certificates.iter().flatten().any(|other| other.certificate == new.certificate);
+        if let Some(new) = new.as_ref().filter(|new| is_repeated(new)) {
+            let (name, file) = (section.name("certificate"), quoted(&new.certificate.display().to_string()));
+            report.error(
+                &section.span("certificate"),
+                format!("{name}: {file} is configured already: remove one of the two certificates"),
+            );
         }
-        paths::resolve(&report.directory, path.get_ref())
-            .map_err(|why| report.error(&value.span(), format!("{}: {why}", section.name(key))))
-            .ok()
-    };
-    let (certificate, private_key) = (path("certificate"), path("private-key"));
+        certificates.push(new);
+    }
+    let certificates: Option<Vec<CertificateFiles>> = certificates.into_iter().collect();
     let listed = top.value("listen").and_then(|listen| listen.get_ref().get("tls")?.get_ref().as_array());
     // If all listed addresses are invalid, they have been reported already.
     if !required && !other && listed.is_none_or(|list| list.is_empty()) {
@@ -54,5 +60,39 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &
             );
         }
     }
-    Some(Tls { certificate: certificate?, private_key: private_key? })
+    Some(Tls { certificates: certificates? })
+}
+
+/// Reads the two paths of a certificate. `what` has them.
+fn files(
+    section: &Section<'_>,
+    what: &str,
+    is_further: bool,
+    header: &Range<usize>,
+    report: &mut Report<'_>,
+) -> Option<CertificateFiles> {
+    let mut path = |key| path(section, what, key, header, report);
+    let (certificate, private_key) = (path("certificate"), path("private-key"));
+    Some(CertificateFiles { certificate: certificate?, private_key: private_key?, is_further })
+}
+
+fn path(
+    section: &Section<'_>,
+    what: &str,
+    key: &str,
+    header: &Range<usize>,
+    report: &mut Report<'_>,
+) -> Option<PathBuf> {
+    let Some(value) = section.value(key) else {
+        report.error(header, format!("{what} has no `{key}`: set the path of the PEM file"));
+        return None;
+    };
+    let path = section.string(key, report)?;
+    if path.get_ref().is_empty() {
+        report.error(&value.span(), format!("{} is empty: set the path of a PEM file", section.name(key)));
+        return None;
+    }
+    paths::resolve(&report.directory, path.get_ref())
+        .map_err(|why| report.error(&value.span(), format!("{}: {why}", section.name(key))))
+        .ok()
 }

@@ -44,6 +44,7 @@ pub(super) fn own_server(config: &Config, own: &[IpAddr]) -> Option<SocketAddr> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CertificateFiles;
     use crate::transport::Endpoint;
 
     fn found(listen: &str, server: &str) -> bool {
@@ -95,7 +96,8 @@ mod tests {
         let mut config = Config::parse(text, "t.toml").unwrap();
         config.alternate.tls_servers = vec!["10.0.0.5:443".parse().unwrap()];
         assert_eq!(own_server(&config, &[]), None);
-        config.tls = Some(config::Tls { certificate: "c.pem".into(), private_key: "k.pem".into() });
+        let files = CertificateFiles { certificate: "c.pem".into(), private_key: "k.pem".into(), is_further: false };
+        config.tls = Some(config::Tls { certificates: vec![files] });
         assert_eq!(own_server(&config, &[]), "10.0.0.5:443".parse().ok());
     }
 

@@ -197,7 +197,7 @@ impl RunningServer<'_> {
                 }
                 () = tls::due(&mut self.certificates) => {
                     let replacement = self.certificates.as_mut().and_then(Certificates::poll);
-                    self.replace_certificate(replacement).await;
+                    self.replace_certificates(replacement).await;
                 }
                 () = self.addresses.due() => {
                     self.follow_addresses().await;
@@ -288,14 +288,14 @@ impl RunningServer<'_> {
         }))
     }
 
-    /// Passes a new certificate to the workers. The certificate is logged only when they use it, because a reader of
-    /// the log may connect at once and expect the new certificate.
-    async fn replace_certificate(&mut self, replacement: Option<Replacement>) {
+    /// Passes new certificates to the workers. They are logged only when the workers use them, because a reader of the
+    /// log may connect at once and expect the new certificate.
+    async fn replace_certificates(&mut self, replacement: Option<Replacement>) {
         let Some(replacement) = replacement else { return };
         self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
             let current = certificates.published();
-            self.published.send_modify(|published| published.certificate = Some(current));
+            self.published.send_modify(|published| published.certificates = current);
             self.publish_urls();
             certificates.log_replacement(&replacement);
         }
@@ -307,7 +307,7 @@ impl RunningServer<'_> {
         self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
         self.publish_urls();
         change.log();
-        let certificate = self.certificates.as_ref().map(Certificates::current);
+        let certificate = self.certificates.as_ref().and_then(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
     }
 
@@ -320,7 +320,8 @@ impl RunningServer<'_> {
 
     /// Publishes the URLs of the server at its present addresses, with its present certificate.
     pub(super) fn publish_urls(&self) {
-        let (choice, certificate) = (self.addresses.choice(), self.certificates.as_ref().map(Certificates::current));
+        let (choice, certificate) =
+            (self.addresses.choice(), self.certificates.as_ref().and_then(Certificates::current));
         let urls = self.entry.urls(choice, certificate);
         let pages = super::urls::pages(&self.config, &self.http.listeners.addresses(), choice, certificate);
         self.published.send_modify(|published| {

@@ -59,7 +59,7 @@ pub use api::fuzzing::http;
 pub use listeners::ListenError;
 pub use reload::Source;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
-pub use tls::{TlsError, check as check_tls};
+pub use tls::{CheckedCertificate, TlsError, check as check_tls};
 pub use urls::client_urls;
 
 type WorkerThread = thread::JoinHandle<io::Result<()>>;
@@ -146,10 +146,10 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     let endpoints = prepared.listeners.endpoints();
     let fronts = &prepared.fronts.listeners;
     let mut entry = BrowserEntry::new(&config, endpoints, fronts, prepared.inputs.generated_secret.clone(), log);
-    let certificate = prepared.certificates.as_ref().map(tls::Certificates::current);
+    let certificate = prepared.certificates.as_ref().and_then(tls::Certificates::current);
     let published = api::Published {
         snapshot: Arc::clone(&prepared.snapshot),
-        certificate: prepared.certificates.as_ref().map(tls::Certificates::published),
+        certificates: prepared.certificates.as_ref().map(tls::Certificates::published).unwrap_or_default(),
         log_level: config.log.level,
         reload: api::Reload::at_start(started),
         secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),

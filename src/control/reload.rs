@@ -60,7 +60,7 @@ struct Plan {
     changes: Vec<Change>,
     warnings: Vec<String>,
     machine: Machine,
-    certificate: Option<(Certificates, Replacement)>,
+    certificates: Option<(Certificates, Replacement)>,
     listeners: NewListeners,
     http: NewServiceListeners,
     fronts: NewServiceListeners,
@@ -144,7 +144,7 @@ impl RunningServer<'_> {
             return Err(StartError::Alternate(server).to_string());
         }
         let reload = |tls| Certificates::reload(self.certificates.as_ref(), tls, config.hostname.as_deref());
-        let certificate = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
+        let certificates = config.tls.as_ref().map(reload).transpose().map_err(|error| error.to_string())?;
         let new_secret = generate_secret(&config).map_err(|error| StartError::Random(error).to_string())?;
         let clients = || self.listeners.tcp_neighbours(&config.listen);
         let of_fronts = self.fronts.service.listeners.neighbours_of(&front_addresses(&config));
@@ -167,7 +167,7 @@ impl RunningServer<'_> {
         warnings.extend(self.limited_by_tables(&config, &machine));
         let config = Arc::new(config);
         let fronts = new_fronts;
-        Ok(Plan { config, changes, warnings, machine, certificate, listeners, http, fronts, generated_secret })
+        Ok(Plan { config, changes, warnings, machine, certificates, listeners, http, fronts, generated_secret })
     }
 
     /// Warns of values that are higher than the tables of this run allow.
@@ -190,8 +190,17 @@ impl RunningServer<'_> {
     }
 
     async fn use_plan(&mut self, plan: Plan, operator: Option<Operator>) -> Value {
-        let Plan { config, changes, warnings, machine, certificate, listeners, mut http, mut fronts, generated_secret } =
-            plan;
+        let Plan {
+            config,
+            changes,
+            warnings,
+            machine,
+            certificates,
+            listeners,
+            mut http,
+            mut fronts,
+            generated_secret,
+        } = plan;
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
@@ -204,7 +213,7 @@ impl RunningServer<'_> {
         let most = self.ledger.connections_room();
         self.inputs.connections = if limit == 0 { most } else { limit.min(most) };
         let addresses = self.addresses.adopt_config(Arc::clone(&config), machine);
-        let (certificates, replacement) = certificate.unzip();
+        let (certificates, replacement) = certificates.unzip();
         self.certificates = certificates;
         let [opened, closed] = difference(self.listeners.endpoints(), listeners.listeners.endpoints());
         self.listeners = listeners.listeners;
@@ -233,7 +242,7 @@ impl RunningServer<'_> {
         let [permissions, channels] = self.revoked();
         let revoked = [permissions - revoked[0], channels - revoked[1]];
         self.published.send_modify(|published| {
-            published.certificate = self.certificates.as_ref().map(Certificates::published);
+            published.certificates = self.certificates.as_ref().map(Certificates::published).unwrap_or_default();
         });
         self.publish_urls();
         self.record(true);
@@ -258,7 +267,7 @@ impl RunningServer<'_> {
         let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);
         self.use_log_settings(&before);
-        let certificate = self.certificates.as_ref().map(Certificates::current);
+        let certificate = self.certificates.as_ref().and_then(Certificates::current);
         self.entry.print(self.addresses.choice(), certificate);
         self.report(&changes, &warnings, Some(&effect))
     }

@@ -19,12 +19,11 @@ use crate::transport::{Endpoint, Transport, TurnUri};
 pub fn client_urls(config: &Config) -> Result<Vec<String>, StartError> {
     let choice = choose_addresses(config)?;
     let now = clock::unix_seconds();
-    let setup = config.tls.as_ref().map(|files| tls::load(files, now)).transpose()?;
-    let certificate = setup.as_ref().map(|setup| &setup.certificate);
+    let certificate = config.tls.as_ref().map(|tls| tls::load_default(tls, now)).transpose()?.flatten();
     let endpoints: Vec<Endpoint> =
         config.listen.iter().filter(|endpoint| endpoint.address.port() != 0).copied().collect();
     let fronts = of_fronts(config, |front| Some(front).filter(|front| front.port() != 0));
-    Ok(without_duplicates(urls(config, &endpoints, &choice, certificate).into_iter().chain(fronts)))
+    Ok(without_duplicates(urls(config, &endpoints, &choice, certificate.as_ref()).into_iter().chain(fronts)))
 }
 
 /// Returns the URIs of the fronts. `actual` returns the address of a front with its actual port.
@@ -82,7 +81,8 @@ pub(super) fn pages(
     }
 }
 
-/// Returns the names or addresses at which clients reach a listener. `tls` has the certificate of a TLS listener.
+/// Returns the names or addresses at which clients reach a listener. `tls` has the default certificate of a TLS
+/// listener.
 ///
 /// A TLS client compares the host with the certificate. If no `hostname` is configured, the hosts of a TLS listener are
 /// those of its addresses that the certificate covers, otherwise the first name in the certificate that is not a

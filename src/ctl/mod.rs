@@ -108,7 +108,7 @@ enum Command {
         /// error, warn, info, debug or trace.
         level: String,
     },
-    /// Show the certificate in use.
+    /// Show the certificates in use.
     Certificates,
     /// Show what the kernel relays, and why not the rest.
     ///

@@ -274,6 +274,14 @@ pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
         };
         let mut fields = Fields::default();
         fields.add("file", text(certificate, "file"));
+        if list(response, "certificates").len() > 1 {
+            let is_default = certificate.get("default").and_then(Value::as_bool) == Some(true);
+            fields.add(
+                "used",
+                if is_default { "for its names, other names and clients without a name" } else { "for its names" },
+            );
+            fields.add("key", text(certificate, "key"));
+        }
         fields.add("names", &all("names").chain(all("addresses")).collect::<Vec<_>>().join(", "));
         fields.add("issuer", text(certificate, "issuer"));
         fields.add("serial", text(certificate, "serial"));

@@ -1,4 +1,4 @@
-//! TLS: loads and checks a certificate and its key from PEM files, and performs handshakes with them.
+//! TLS: loads and checks certificates and their keys from PEM files, and performs handshakes with them.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::{self, PemObject as _};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::NoServerSessionStorage;
-use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use tokio_rustls::rustls::sign::{CertifiedKey, SigningKey};
 use tokio_rustls::rustls::{InconsistentKeys, ServerConfig};
 use zeroize::Zeroize as _;
 
@@ -17,17 +17,19 @@ use crate::file;
 
 mod certificate;
 mod handshake;
+mod selection;
 #[cfg(test)]
 pub(crate) mod tests;
 
 pub(crate) use certificate::{Certificate, date};
 pub(crate) use handshake::{Acceptor, Failure, HANDSHAKE_RECORD, Stream, Usage};
+pub(crate) use selection::{KeyType, for_client};
 
 /// A loaded certificate and its key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setup {
-    /// Performs handshakes with the certificate.
-    pub(crate) acceptor: Acceptor,
+    /// The certificate chain and the key, for handshakes.
+    certified: Arc<CertifiedKey>,
     /// The certificate of the server.
     pub(crate) certificate: Certificate,
     /// The state of the certificate chain in the file.
@@ -91,9 +93,6 @@ pub(crate) enum FileError {
         "the key cannot be used: it is damaged, or neither RSA (2048 to 8192 bits), ECDSA (P-256, P-384) nor Ed25519"
     )]
     UnusableKey,
-    /// The TLS library rejects the certificate.
-    #[error("{0}")]
-    Rejected(rustls::Error),
 }
 
 /// Loads a certificate and its key. The caller checks the validity period.
@@ -106,9 +105,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let (chain, order) = order(chain, &key)?;
     let own = chain.first().ok_or(LoadError::Certificate(FileError::NoCertificate))?.0.clone();
     let chain = chain.into_iter().map(|(_, der)| der).collect();
-    let acceptor =
-        acceptor(CertifiedKey::new(chain, key)).map_err(|error| LoadError::Certificate(FileError::Rejected(error)))?;
-    Ok(Setup { acceptor, certificate: own, chain: order })
+    Ok(Setup { certified: Arc::new(CertifiedKey::new(chain, key)), certificate: own, chain: order })
 }
 
 type Parsed = (Certificate, CertificateDer<'static>);
@@ -186,16 +183,18 @@ fn order(mut rest: Vec<Parsed>, key: &Arc<dyn SigningKey>) -> Result<(Vec<Parsed
     Ok((chain, order))
 }
 
-fn acceptor(certified: CertifiedKey) -> Result<Acceptor, rustls::Error> {
+/// Returns the settings of handshakes with these certificates, of which the first one is the default.
+fn server_config(certificates: Vec<Setup>) -> ServerConfig {
     let provider = Arc::new(ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
-        .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    #[expect(clippy::expect_used, reason = "the provider has cipher suites of both versions")]
+    let versions = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .expect("the provider has cipher suites of both versions");
+    let mut config = versions.with_no_client_auth().with_cert_resolver(Arc::new(selection::Resolver(certificates)));
     config.alpn_protocols = handshake::ALPN.map(<[u8]>::to_vec).into();
     // A connection lasts as long as a call, so resumption would save little. Its table would need a lock between
     // workers.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
-    Ok(Acceptor(Arc::new(config)))
+    config
 }

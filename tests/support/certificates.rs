@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, SerialNumber,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose, PKCS_ED25519,
+    SerialNumber, date_time_ymd,
 };
 
 const DAY: u64 = 86_400;
@@ -66,13 +66,23 @@ impl Authority {
         self.issue_for(names, self.now - DAY, self.now + 90 * DAY)
     }
 
+    /// The same, with a key of Ed25519 rather than ECDSA.
+    pub(crate) fn issue_with_ed25519(&self, names: &[&str]) -> Issued {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        self.issue_with(key, names, self.now - DAY, self.now + 90 * DAY)
+    }
+
     /// Issues a certificate that is valid between two times, in seconds since the Unix epoch.
     pub(crate) fn issue_for(&self, names: &[&str], from: u64, to: u64) -> Issued {
+        self.issue_with(KeyPair::generate().unwrap(), names, from, to)
+    }
+
+    /// Issues a certificate for a key.
+    pub(crate) fn issue_with(&self, key: KeyPair, names: &[&str], from: u64, to: u64) -> Issued {
         static SERIAL: AtomicU64 = AtomicU64::new(0x10);
         let serial = [0x5e, u8::try_from(SERIAL.fetch_add(1, Ordering::Relaxed) % 256).unwrap()];
         let mut params = params("server", names, from, to);
         params.serial_number = Some(SerialNumber::from_slice(&serial));
-        let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.intermediate).unwrap();
         let serial = format!("{:02x}{:02x}", serial[0], serial[1]);
         Issued { own: certificate.pem(), key: key.serialize_pem(), serial }

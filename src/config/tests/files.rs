@@ -105,7 +105,7 @@ fn the_document_lists_every_key_in_the_section_of_its_table() {
     for table in schema::ALL {
         let heading = match table.path {
             "" => "## Top level\n".to_owned(),
-            "auth.users" | "http.keys" => format!("### `[[{}]]`\n", table.path),
+            "auth.users" | "http.keys" | "tls.certificates" => format!("### `[[{}]]`\n", table.path),
             "front" => format!("## `[[{}]]`\n", table.path),
             path => format!("## `[{path}]`\n"),
         };

@@ -21,6 +21,10 @@ proxies = ["10.0.0.7", "2001:db8::/64"]
 certificate = "chain.pem"
 private-key = "/etc/key.pem"
 
+[[tls.certificates]]
+certificate = "/etc/web.pem"
+private-key = "web-key.pem"
+
 [relay]
 addresses = ["10.0.0.5", "2001:db8::7"]
 external = { "10.0.0.5" = "203.0.113.9" }
@@ -134,7 +138,20 @@ fn every_value_is_parsed() {
         ]
         .concat(),
         proxies: vec!["10.0.0.7/32".parse().unwrap(), "2001:db8::/64".parse().unwrap()],
-        tls: Some(Tls { certificate: "chain.pem".into(), private_key: "/etc/key.pem".into() }),
+        tls: Some(Tls {
+            certificates: vec![
+                CertificateFiles {
+                    certificate: "chain.pem".into(),
+                    private_key: "/etc/key.pem".into(),
+                    is_further: false,
+                },
+                CertificateFiles {
+                    certificate: "/etc/web.pem".into(),
+                    private_key: "web-key.pem".into(),
+                    is_further: true,
+                },
+            ],
+        }),
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),
             external: vec![("10.0.0.5".parse().unwrap(), "203.0.113.9".parse().unwrap())],
@@ -245,7 +262,12 @@ fn every_value_is_parsed() {
                 idle: Duration::from_secs(3_600),
             },
         ],
-        files: vec![("tls.certificate", "chain.pem".into()), ("tls.private-key", "/etc/key.pem".into())],
+        files: vec![
+            ("tls.certificate", "chain.pem".into()),
+            ("tls.private-key", "/etc/key.pem".into()),
+            ("tls.certificates.certificate", "/etc/web.pem".into()),
+            ("tls.certificates.private-key", "web-key.pem".into()),
+        ],
         warnings: Vec::new(),
     };
     assert_eq!(parse(EVERYTHING), expected);
@@ -367,6 +389,7 @@ listen   tls [::1]:3478
 listen   tls 0.0.0.0:443
          a PROXY header is expected from 10.0.0.7, 2001:db8::/64
 tls      chain.pem, with the key in /etc/key.pem
+         /etc/web.pem, with the key in web-key.pem
 relay    10.0.0.5, 2001:db8::7; ports 50000-50999, 1000 per address
          10.0.0.5 is advertised as 203.0.113.9
 auth     1 secret, 2 static users; nonces are valid for 10m

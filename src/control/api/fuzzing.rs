@@ -76,7 +76,7 @@ fn api() -> (Api, watch::Sender<Published>) {
     let secret = |text: &str| Secret::new(text).expect("it is not empty");
     let published = Published {
         snapshot: Arc::new(snapshot),
-        certificate: None,
+        certificates: Arc::default(),
         log_level: LogLevel::Info,
         reload: Reload::at_start(1),
         secret: Some(secret(SECRET)),

@@ -15,7 +15,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::{Registry, Unit};
 
-use super::{Api, Reload};
+use super::{Api, PublishedCertificate, Reload};
 use crate::front;
 use crate::http::response;
 use crate::stun::Method;
@@ -51,7 +51,7 @@ impl Api {
             ports: published.snapshot.core.relays.port_counts(self.now()),
             draining: self.ledger.is_draining(),
             started: self.started,
-            certificate_expiry: published.certificate.as_ref().map(|certificate| certificate.certificate.not_after),
+            certificates: Arc::clone(&published.certificates),
             reload: published.reload,
             stalled: (0..self.workers.len()).map(|worker| stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
@@ -70,7 +70,7 @@ struct Page {
     ports: PortCounts,
     draining: bool,
     started: u64,
-    certificate_expiry: Option<u64>,
+    certificates: Arc<[PublishedCertificate]>,
     reload: Reload,
     /// Whether each worker is stalled.
     stalled: Vec<bool>,
@@ -388,15 +388,17 @@ impl Page {
             (&HANDSHAKE_BOUNDS, MICROSECONDS),
             handshake_durations,
         )?;
-        match self.certificate_expiry {
-            Some(expiry) => families.gauge(
-                "tls_certificate_expiry_timestamp",
-                "When the certificate expires, since the Unix epoch",
-                Some(&Unit::Seconds),
-                expiry,
-            ),
-            None => Ok(()),
+        if self.certificates.is_empty() {
+            return Ok(());
         }
+        let expiry = |own: &PublishedCertificate| (own.file.display().to_string(), own.certificate.not_after);
+        families.gauges(
+            "tls_certificate_expiry_timestamp",
+            "When a certificate expires, since the Unix epoch",
+            Some(&Unit::Seconds),
+            "file",
+            self.certificates.iter().map(expiry),
+        )
     }
 
     fn front(&self, families: &mut Families<'_, '_>) -> fmt::Result {

@@ -39,7 +39,7 @@ use crate::clock::Clock;
 use crate::config::{HttpKey, LogLevel};
 use crate::front;
 use crate::http::{Client, Handler, PeerCredentials, response};
-use crate::net::tls::Certificate;
+use crate::net::tls::{Certificate, KeyType};
 use crate::privacy::Privacy;
 use crate::turn::{Instant, Ledger};
 use crate::worker::Totals;
@@ -56,8 +56,8 @@ use test_page::Page;
 pub(super) struct Published {
     /// The configuration that the workers read.
     pub(super) snapshot: Arc<crate::worker::Snapshot>,
-    /// The certificate in use.
-    pub(super) certificate: Option<Arc<PublishedCertificate>>,
+    /// The certificates in use, the default one first.
+    pub(super) certificates: Arc<[PublishedCertificate]>,
     pub(super) log_level: LogLevel,
     /// When the configuration was last read, and the result.
     pub(super) reload: Reload,
@@ -80,6 +80,9 @@ pub(super) struct Published {
 pub(super) struct PublishedCertificate {
     pub(super) file: PathBuf,
     pub(super) certificate: Certificate,
+    pub(super) key_type: KeyType,
+    /// Whether clients get it that name no server or an unknown one.
+    pub(super) is_default: bool,
 }
 
 /// The state of the server, as far as the HTTP server reads it.

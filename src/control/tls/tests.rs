@@ -1,9 +1,10 @@
 //! Messages about a certificate, and their frequency.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::{fs, io};
 
+use super::files::{next_warning, permission_advice};
 use super::*;
 use crate::test_certificates::{Authority, Issued};
 
@@ -19,7 +20,7 @@ impl Directory {
 
     fn write(&self, authority: &Authority, issued: &Issued) -> Tls {
         let [certificate, private_key] = authority.write(issued, &self.0);
-        Tls { certificate, private_key }
+        Tls { certificates: vec![CertificateFiles { certificate, private_key, is_further: false }] }
     }
 }
 
@@ -77,14 +78,14 @@ async fn unusable_files_are_logged_once_and_not_at_the_first_poll() {
         })
         .is_empty()
     );
-    fs::remove_file(&tls.private_key).unwrap();
+    fs::remove_file(&tls.certificates[0].private_key).unwrap();
     assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
     assert_eq!(logged(|| (0..5).for_each(|_| poll(&mut certificates))).len(), 1);
     let renewed = authority.issue(&["localhost"]);
     directory.write(&authority, &renewed);
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(&renewed.serial), "{lines:?}");
-    assert_eq!(certificates.current().serial, renewed.serial);
+    assert_eq!(certificates.current().unwrap().serial, renewed.serial);
 }
 
 #[tokio::test]
@@ -94,14 +95,14 @@ async fn an_expiring_certificate_is_logged_once_a_day() {
     let tls = directory.write(&authority, &authority.issue_for(&["localhost"], now - 100, now + 5 * DAY + 30));
     let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
     assert_eq!(logged(|| poll(&mut certificates)), [""; 0]);
-    certificates.next_warning = now;
+    certificates.all[0].next_warning = now;
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("expires in 5 d, on "), "{lines:?}");
-    certificates.current.not_after = now - 60;
-    certificates.next_warning = now;
+    certificates.all[0].current.certificate.not_after = now - 60;
+    certificates.all[0].next_warning = now;
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(" expired on "), "{lines:?}");
-    assert!(certificates.next_warning <= clock::unix_seconds() + HOUR);
+    assert!(certificates.all[0].next_warning <= clock::unix_seconds() + HOUR);
 }
 
 // The next warning after the moment of expiry is not a day late, also if the clock was set back meanwhile.
@@ -111,7 +112,7 @@ async fn the_expiry_itself_is_logged_and_then_each_hour() {
     let now = clock::unix_seconds();
     let tls = directory.write(&authority, &authority.issue(&["localhost"]));
     let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
-    let certificate = certificates.current.clone();
+    let certificate = certificates.all[0].current.certificate.clone();
     let until = |not_after| {
         let mut certificate = certificate.clone();
         certificate.not_after = not_after;
@@ -120,9 +121,9 @@ async fn the_expiry_itself_is_logged_and_then_each_hour() {
     assert_eq!(next_warning(&until(now + 3 * DAY), now), now + DAY);
     assert_eq!(next_warning(&until(now + 60), now), now + 61);
     assert_eq!(next_warning(&until(now - 1), now), now + HOUR);
-    certificates.next_warning = now + 3650 * DAY;
+    certificates.all[0].next_warning = now + 3650 * DAY;
     poll(&mut certificates);
-    assert!(certificates.next_warning <= clock::unix_seconds() + DAY);
+    assert!(certificates.all[0].next_warning <= clock::unix_seconds() + DAY);
 }
 
 // A machine without a clock battery boots in the past. TLS is served, and works as soon as the clock is set.
@@ -136,18 +137,19 @@ async fn a_certificate_that_is_not_yet_valid_is_used_with_a_warning() {
     let lines = logged(|| loaded = Some(Certificates::load(&tls, None).unwrap()));
     assert!(lines.iter().any(|line| line.contains("WARN") && line.contains("not yet valid")), "{lines:?}");
     let (mut certificates, _) = loaded.unwrap();
-    assert_eq!(certificates.current().serial, early.serial);
-    let (_, warnings) = check(&tls, None).unwrap();
+    assert_eq!(certificates.current().unwrap().serial, early.serial);
+    let [CheckedCertificate { result, .. }] = &check(&tls, None)[..] else { panic!("there is one certificate") };
+    let (_, warnings) = result.as_ref().unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("it becomes valid in 2 d, on "), "{warnings:?}");
     // A valid certificate replaces it. It is not replaced by another early one.
     let valid = authority.issue(&["localhost"]);
     directory.write(&authority, &valid);
     logged(|| (0..3).for_each(|_| poll(&mut certificates)));
-    assert_eq!(certificates.current().serial, valid.serial);
+    assert_eq!(certificates.current().unwrap().serial, valid.serial);
     directory.write(&authority, &early);
     let lines = logged(|| (0..3).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("ERROR") && lines[0].contains("not yet valid"), "{lines:?}");
-    assert_eq!(certificates.current().serial, valid.serial);
+    assert_eq!(certificates.current().unwrap().serial, valid.serial);
 }
 
 #[test]

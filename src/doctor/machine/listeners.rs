@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::reachable;
 use crate::client::{Allocate, Failure, Request};
-use crate::config::{Config, StaticUser, Tls};
+use crate::config::{CertificateFiles, Config, StaticUser};
 use crate::control::Choice;
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::ice_servers::IceServer;
@@ -238,9 +238,11 @@ pub(super) fn examine_relaying(
             "set auth.secrets: otherwise credentials change with each start",
         ));
     };
-    let load = |files: &Tls| tls::load(&files.certificate, &files.private_key).ok();
-    let certificate = config.tls.as_ref().and_then(load).map(|setup| setup.certificate);
-    let expected = Expected { name: name(config), certificate };
+    let name = name(config);
+    let load = |files: &CertificateFiles| tls::load(&files.certificate, &files.private_key).ok();
+    let setups: Option<Vec<_>> = config.tls.as_ref().and_then(|tls| tls.certificates.iter().map(load).collect());
+    let certificate = tls::for_client(&setups.unwrap_or_default(), name.as_deref()).map(|own| own.certificate.clone());
+    let expected = Expected { name, certificate };
     for endpoint in running {
         for ip in reachable(*endpoint, choice) {
             let uri = TurnUri::new(endpoint.transport, &ip.to_string(), endpoint.address.port());

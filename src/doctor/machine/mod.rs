@@ -15,7 +15,7 @@ use super::finding::{Finding, Status};
 use super::remote::Report;
 use super::trust::Trust;
 use crate::config::Config;
-use crate::control::{self, Choice, Source};
+use crate::control::{self, CheckedCertificate, Choice, Source};
 use crate::net::clock_state;
 use crate::transport::Endpoint;
 
@@ -115,14 +115,16 @@ fn own_fault(check: &'static str, text: String) -> Finding {
 
 fn certificate(config: &Config, report: Report<'_>) {
     let Some(tls) = &config.tls else { return };
-    match control::check_tls(tls, config.hostname.as_deref()) {
-        Ok((description, warnings)) => {
-            report(Finding::ok("certificate", description).of(tls.certificate.display()));
-            for warning in warnings {
-                report(own_words("certificate", warning).of(tls.certificate.display()));
+    for CheckedCertificate { file, result } in control::check_tls(tls, config.hostname.as_deref()) {
+        match result {
+            Ok((description, warnings)) => {
+                report(Finding::ok("certificate", description).of(file.display()));
+                for warning in warnings {
+                    report(own_words("certificate", warning).of(file.display()));
+                }
             }
+            Err(error) => report(own_fault("certificate", error.to_string()).of(file.display())),
         }
-        Err(error) => report(own_fault("certificate", error.to_string()).of(tls.certificate.display())),
     }
 }
 

@@ -113,10 +113,27 @@ impl Certificate {
             return self.addresses.contains(&address);
         }
         let host = host.strip_suffix('.').unwrap_or(host);
-        self.names.iter().any(|name| match name.strip_prefix("*.") {
+        let covers = |name: &String| match name.strip_prefix("*.") {
             Some(parent) => host.split_once('.').is_some_and(|(_, rest)| rest.eq_ignore_ascii_case(parent)),
-            None => name.eq_ignore_ascii_case(host),
-        })
+            None => false,
+        };
+        self.has_name(host) || self.names.iter().any(covers)
+    }
+
+    /// Returns whether the certificate has this DNS name, which no wildcard matches.
+    #[must_use]
+    pub(crate) fn has_name(&self, host: &str) -> bool {
+        self.names.iter().any(|name| name.eq_ignore_ascii_case(host))
+    }
+
+    /// Returns whether another certificate is for the same names and addresses.
+    #[must_use]
+    pub(crate) fn is_for_the_names_of(&self, other: &Self) -> bool {
+        let includes = |one: &Self, other: &Self| {
+            let has_address = |address| one.addresses.contains(address);
+            other.names.iter().all(|name| one.has_name(name)) && other.addresses.iter().all(has_address)
+        };
+        includes(self, other) && includes(other, self)
     }
 }
 

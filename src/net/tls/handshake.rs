@@ -11,6 +11,8 @@ use tokio_rustls::rustls::{self, InvalidMessage, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
+use super::Setup;
+
 /// The application protocols of the server (RFC 7443 §2), in the order of preference.
 pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
 const TURN: &[u8] = b"stun.turn";
@@ -33,7 +35,7 @@ const MAX_BUFFERED: usize = 16 * 1024;
 /// The largest capacity, in bytes, that an empty record buffer keeps. A larger buffer is freed.
 const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 
-/// Performs handshakes with one certificate. Clones share the certificate.
+/// Performs handshakes. Clones share the certificates.
 #[derive(Clone, Debug)]
 pub(crate) struct Acceptor(pub(super) Arc<ServerConfig>);
 
@@ -83,6 +85,11 @@ pub(crate) enum Failure {
 }
 
 impl Acceptor {
+    /// Creates an acceptor with these certificates. The first one is the default.
+    pub(crate) fn new(certificates: Vec<Setup>) -> Self {
+        Self(Arc::new(super::server_config(certificates)))
+    }
+
     /// Reads the ClientHello of a new connection, which takes little time of the processor. The caller sets the
     /// deadline.
     ///
@@ -97,7 +104,7 @@ impl Acceptor {
         hello.map(Hello).map_err(|error| Failure::of(&error))
     }
 
-    /// Performs the handshake of an HTTP client, with the same certificate.
+    /// Performs the handshake of an HTTP client, with the same certificates.
     ///
     /// # Errors
     /// If the handshake fails.

@@ -31,6 +31,19 @@ fn tls_listeners_require_a_certificate_and_vice_versa() {
         ]
     );
     assert_eq!(error(&format!("tls = 1\n{listen}")), "1:7: `tls` must be a table, not a whole number");
+    let further = format!("{listen}{TLS}[[tls.certificates]]\n");
+    assert_eq!(
+        errors(&format!("{further}certificat = \"c.pem\"\nprivate-key = \"\"")),
+        [
+            "6:1: a certificate of `[[tls.certificates]]` has no `certificate`: set the path of the PEM file",
+            "7:1: unknown key `certificat` in `[[tls.certificates]]`; did you mean `certificate`?",
+            "8:15: `tls.certificates.private-key` is empty: set the path of a PEM file",
+        ]
+    );
+    assert_eq!(
+        error(&format!("{further}certificate = \"c.pem\"\nprivate-key = \"other.pem\"")),
+        "7:15: `tls.certificates.certificate`: `c.pem` is configured already: remove one of the two certificates"
+    );
     // Only the error in the list is reported.
     assert_eq!(
         error(&format!("[listen]\ntls = [\"5349\"]\n{TLS}")),

@@ -1,0 +1,108 @@
+//! What the operator reads about a certificate: its description, and the warnings.
+
+use super::EXPIRY_WARNING;
+use crate::auth::HumanSeconds;
+use crate::config::CertificateFiles;
+use crate::net::tls::{Certificate, Chain, Setup, date};
+use crate::setting::HOSTNAME;
+
+/// Returns the names of a certificate, its issuer and its end.
+pub(super) fn describe(certificate: &Certificate) -> String {
+    let Certificate { issuer, serial, not_after, .. } = certificate;
+    format!("{}; issued by {issuer}, serial {serial}, valid until {}", certificate.all_names(), date(*not_after))
+}
+
+/// Returns the warnings about a usable certificate.
+pub(super) fn warnings(files: &CertificateFiles, setup: &Setup, now: u64) -> Vec<String> {
+    let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);
+    let mut warnings = Vec::new();
+    match setup.chain {
+        Chain::Ordered => {}
+        Chain::Unordered => warnings.push(format!(
+            "`{key}`: the certificates in `{file}` are not in the right order (each followed by its issuer), or some \
+             are unrelated. The server sends the related ones in the right order"
+        )),
+        Chain::Incomplete => warnings.push(format!(
+            "`{key}`: the certificate of the issuer ({}) is missing in `{file}`, so many clients will not trust the \
+             certificate: use the file with the whole chain (fullchain.pem)",
+            own.issuer
+        )),
+    }
+    warnings.extend(early_warning(files, own, now));
+    warnings.extend(expiry_warning(files, own, now));
+    warnings
+}
+
+/// Returns the warning about a certificate that is not yet valid.
+pub(super) fn early_warning(files: &CertificateFiles, certificate: &Certificate, now: u64) -> Option<String> {
+    let ([key, _], file, start) = (files.settings(), files.certificate.display(), certificate.not_before);
+    (start > now).then(|| {
+        format!(
+            "`{key}`: the certificate in `{file}` is not yet valid; it becomes valid in {}, on {}. Clients will reject \
+             it until then: check the clock of this machine",
+            HumanSeconds(start - now),
+            date(start)
+        )
+    })
+}
+
+/// Returns the warning about a certificate that has expired or expires soon.
+pub(super) fn expiry_warning(files: &CertificateFiles, certificate: &Certificate, now: u64) -> Option<String> {
+    let ([key, _], file, end) = (files.settings(), files.certificate.display(), certificate.not_after);
+    match end.checked_sub(now) {
+        None => Some(format!(
+            "`{key}`: the certificate in `{file}` expired on {}, so clients reject it: renew it",
+            date(end)
+        )),
+        Some(left) if left < EXPIRY_WARNING => Some(format!(
+            "`{key}`: the certificate in `{file}` expires in {}, on {}: renew it",
+            HumanSeconds(left),
+            date(end)
+        )),
+        Some(_) => None,
+    }
+}
+
+/// Returns the warnings that concern several certificates: each with the place of the certificate that causes it.
+pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>) -> Vec<(usize, String)> {
+    let mut warnings = Vec::new();
+    if let (Some(host), Some((files, default))) = (hostname, all.first())
+        && !all.iter().any(|(_, setup)| setup.certificate.covers(host))
+    {
+        let ([key, _], file) = (files.settings(), files.certificate.display());
+        let names = default.certificate.all_names();
+        let others = if all.len() > 1 { ", and no other certificate is valid for it" } else { "" };
+        warnings.push((
+            0,
+            format!(
+                "`{key}`: the certificate in `{file}` is valid for {names}, so clients that connect to `{HOSTNAME}` \
+                 {host} will reject it{others}"
+            ),
+        ));
+    }
+    for (place, (files, setup)) in all.iter().enumerate().skip(1) {
+        let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);
+        let earlier = || all.iter().take(place).filter(|(_, other)| other.key_type() == setup.key_type());
+        let is_twin_of_default = all.first().is_some_and(|(_, default)| own.is_for_the_names_of(&default.certificate));
+        if let Some((other, _)) = earlier().find(|(_, other)| own.is_for_the_names_of(&other.certificate)) {
+            warnings.push((
+                place,
+                format!(
+                    "`{key}`: no client gets the certificate in `{file}`, because the one in `{}` is for the same names \
+                     and has the same type of key ({}): remove one of them",
+                    other.certificate.display(),
+                    setup.key_type().as_str()
+                ),
+            ));
+        } else if own.names.is_empty() && !is_twin_of_default {
+            warnings.push((
+                place,
+                format!(
+                    "`{key}`: no client gets the certificate in `{file}`, because it has no DNS name (subjectAltName): \
+                     a client that connects to an address sends no name, and gets the certificate of `tls.certificate`"
+                ),
+            ));
+        }
+    }
+    warnings
+}
