@@ -17,7 +17,7 @@ use tokio_rustls::rustls::{
 
 use super::timed::TimedStream;
 use crate::clock;
-use crate::net::tls::{Certificate, date};
+use crate::net::tls::{Certificate, date, weaknesses};
 
 /// The authorities that clients trust.
 #[derive(Clone)]
@@ -160,6 +160,7 @@ impl Judgement {
         let rustls::Error::InvalidCertificate(error) = error else {
             return Some((format!("clients reject the certificate: {error}"), "use another certificate".to_owned()));
         };
+        let weakness = weaknesses(&self.chain).into_iter().next();
         Some(match error {
             CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
                 match self.chain.iter().find(|certificate| certificate.not_after < self.time) {
@@ -188,11 +189,27 @@ impl Judgement {
             // This error is the last one that is looked for.
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
                 let name = name?;
+                if own.is_nameless() {
+                    return Some((
+                        format!(
+                            "the certificate has no subjectAltName, and clients ignore its subject ({}), so they accept \
+                             it for no name",
+                            own.subject
+                        ),
+                        format!("get a certificate with {name} in its subjectAltName"),
+                    ));
+                }
                 (
                     format!("the certificate is not for {name}, but for {}", own.all_names()),
                     format!("use one of these names in the URI, or get a certificate for {name}"),
                 )
             }
+            _ if weakness.is_some() => (
+                weakness.map_or_else(String::new, |weakness| format!("{weakness}, so clients reject it")),
+                "get one from an authority that signs with SHA-256 and keys of at least 2048 bits (RSA) or on the curve \
+                 P-256"
+                    .to_owned(),
+            ),
             CertificateError::UnknownIssuer if own.is_self_signed() => (
                 "the certificate is self-signed: browsers reject it".to_owned(),
                 "get one from an authority that browsers trust, for example Let's Encrypt".to_owned(),

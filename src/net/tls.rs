@@ -20,10 +20,12 @@ mod handshake;
 mod selection;
 #[cfg(test)]
 pub(crate) mod tests;
+mod weakness;
 
 pub(crate) use certificate::{Certificate, date};
 pub(crate) use handshake::{Acceptor, Failure, HANDSHAKE_RECORD, Stream, Usage};
 pub(crate) use selection::{KeyType, for_client};
+pub(crate) use weakness::weaknesses;
 
 /// A loaded certificate and its key.
 #[derive(Clone, Debug)]
@@ -32,6 +34,8 @@ pub(crate) struct Setup {
     certified: Arc<CertifiedKey>,
     /// The certificate of the server.
     pub(crate) certificate: Certificate,
+    /// The certificates of its issuers in the file, in their order.
+    pub(crate) issuers: Vec<Certificate>,
     /// The state of the certificate chain in the file.
     pub(crate) chain: Chain,
 }
@@ -103,9 +107,11 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let chain = read_certificates(certificate).map_err(LoadError::Certificate)?;
     let key = read_key(key).map_err(LoadError::Key)?;
     let (chain, order) = order(chain, &key)?;
-    let own = chain.first().ok_or(LoadError::Certificate(FileError::NoCertificate))?.0.clone();
-    let chain = chain.into_iter().map(|(_, der)| der).collect();
-    Ok(Setup { certified: Arc::new(CertifiedKey::new(chain, key)), certificate: own, chain: order })
+    let (parsed, chain): (Vec<_>, Vec<_>) = chain.into_iter().unzip();
+    let mut issuers = parsed.into_iter();
+    let certificate = issuers.next().ok_or(LoadError::Certificate(FileError::NoCertificate))?;
+    let certified = Arc::new(CertifiedKey::new(chain, key));
+    Ok(Setup { certified, certificate, issuers: issuers.collect(), chain: order })
 }
 
 type Parsed = (Certificate, CertificateDer<'static>);

@@ -45,6 +45,13 @@ fn authority(name: &str, from: u64, to: u64) -> CertificateParams {
     params
 }
 
+/// Returns a certificate that its own key has signed, valid at `now`, in seconds since the Unix epoch.
+pub(crate) fn self_signed(names: &[&str], now: u64) -> Issued {
+    let key = KeyPair::generate().unwrap();
+    let certificate = params("server", names, now - DAY, now + 90 * DAY).self_signed(&key).unwrap();
+    Issued { own: certificate.pem(), key: key.serialize_pem(), serial: String::new() }
+}
+
 impl Authority {
     /// Creates an authority that is valid at `now`, in seconds since the Unix epoch.
     pub(crate) fn new(now: u64) -> Self {

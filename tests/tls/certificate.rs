@@ -8,7 +8,7 @@ use serde_json::json;
 use turnserver::clock::unix_seconds;
 
 use crate::common::Fixture;
-use crate::support::certificates::{Authority, Issued};
+use crate::support::certificates::{Authority, Issued, self_signed};
 use crate::support::client::Client;
 use crate::support::tls::{ANY, Offer, handshake};
 use crate::support::{Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
@@ -140,12 +140,24 @@ fn a_usable_but_suspicious_certificate_is_a_warning() {
     }
 
     let soon = authority.issue_for(&names, now - DAY, now + 13 * DAY + 30);
+    let own = self_signed(&["turn.example.org"], now);
+    let nameless = authority.issue(&[]);
+    let ed25519 = authority.issue_with_ed25519(&names);
     let shuffled = [&authority.root(), &authority.intermediate(), &good.own].map(String::as_str).concat();
     let whole = [&good.own, &authority.intermediate(), &authority.root()].map(String::as_str).concat();
     for (hostname, certificate, issued, expected) in [
         ("", &good.own, &good, "the certificate of the issuer (CN=Test Intermediate) is missing in `c.pem`"),
         ("", &shuffled, &good, "the certificates in `c.pem` are not in the right order"),
         ("", &authority.chain(&soon), &soon, "the certificate in `c.pem` expires in 13 d, on 20"),
+        ("", &own.own, &own, "the certificate in `c.pem` is self-signed, so browsers reject it"),
+        (
+            "hostname = \"turn.example.org\"\n",
+            &authority.chain(&nameless),
+            &nameless,
+            "the certificate in `c.pem` has no subjectAltName, so browsers and most other clients reject it, because \
+             they ignore its subject (CN=server)",
+        ),
+        ("", &authority.chain(&ed25519), &ed25519, "the key of the certificate in `c.pem` is of Ed25519"),
         (
             "hostname = \"a.b.example.net\"\n",
             &whole,

@@ -3,7 +3,7 @@
 use super::EXPIRY_WARNING;
 use crate::auth::HumanSeconds;
 use crate::config::CertificateFiles;
-use crate::net::tls::{Certificate, Chain, Setup, date};
+use crate::net::tls::{Certificate, Chain, KeyType, Setup, date, weaknesses};
 use crate::setting::HOSTNAME;
 
 /// Returns the names of a certificate, its issuer and its end.
@@ -27,6 +27,22 @@ pub(super) fn warnings(files: &CertificateFiles, setup: &Setup, now: u64) -> Vec
              certificate: use the file with the whole chain (fullchain.pem)",
             own.issuer
         )),
+    }
+    if own.is_self_signed() {
+        warnings.push(format!(
+            "`{key}`: the certificate in `{file}` is self-signed, so browsers reject it, and a call does not ask the              user: get one from an authority that browsers trust, for example Let's Encrypt, or install it on every              client"
+        ));
+    }
+    if own.is_nameless() {
+        warnings.push(format!(
+            "`{key}`: the certificate in `{file}` has no subjectAltName, so browsers and most other clients reject it,              because they ignore its subject ({}): get one with the name of the server in its subjectAltName",
+            own.subject
+        ));
+    }
+    for weakness in weaknesses(std::iter::once(own).chain(&setup.issuers)) {
+        warnings.push(format!(
+            "`{key}`: {weakness}, so browsers reject the certificate in `{file}`: get one from an authority that signs              with SHA-256 and keys of at least 2048 bits (RSA) or on the curve P-256"
+        ));
     }
     warnings.extend(early_warning(files, own, now));
     warnings.extend(expiry_warning(files, own, now));
@@ -66,7 +82,9 @@ pub(super) fn expiry_warning(files: &CertificateFiles, certificate: &Certificate
 /// Returns the warnings that concern several certificates: each with the place of the certificate that causes it.
 pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>) -> Vec<(usize, String)> {
     let mut warnings = Vec::new();
+    // A certificate without any name has its own warning.
     if let (Some(host), Some((files, default))) = (hostname, all.first())
+        && !default.certificate.is_nameless()
         && !all.iter().any(|(_, setup)| setup.certificate.covers(host))
     {
         let ([key, _], file) = (files.settings(), files.certificate.display());
@@ -79,6 +97,22 @@ pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>
                  {host} will reject it{others}"
             ),
         ));
+    }
+    for (place, (files, setup)) in all.iter().enumerate() {
+        let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);
+        let is_other = |other: &Setup| {
+            other.key_type() != KeyType::Ed25519 && own.names.iter().all(|name| other.certificate.covers(name))
+        };
+        if setup.key_type() == KeyType::Ed25519 && !all.iter().any(|(_, other)| is_other(other)) {
+            warnings.push((
+                place,
+                format!(
+                    "`{key}`: the key of the certificate in `{file}` is of Ed25519, which browsers do not support in \
+                     certificates: get one with a key of ECDSA P-256, or configure such a one beside it \
+                     (`[[tls.certificates]]`)"
+                ),
+            ));
+        }
     }
     for (place, (files, setup)) in all.iter().enumerate().skip(1) {
         let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);

@@ -7,6 +7,8 @@ use std::time::Duration;
 use der::asn1::{AnyRef, GeneralizedTime, ObjectIdentifier, OctetStringRef, UtcTime};
 use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber, Tagged as _};
 
+use super::weakness::{self, PublicKey};
+
 const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
 
 /// RFC 5280 §4.2.1.6: the choices of GeneralName that identify a server.
@@ -30,6 +32,9 @@ pub(crate) struct Certificate {
     pub(crate) not_before: u64,
     /// The end of the validity period, in seconds since the Unix epoch.
     pub(crate) not_after: u64,
+    /// The hash function of its signature, if browsers reject it.
+    pub(super) old_hash: Option<&'static str>,
+    pub(super) key: PublicKey,
     subject_der: Vec<u8>,
     issuer_der: Vec<u8>,
 }
@@ -43,12 +48,12 @@ impl Certificate {
                     body.tlv_bytes()?; // version
                 }
                 let serial = AnyRef::decode(body)?.value();
-                body.tlv_bytes()?; // signature
+                let old_hash = weakness::old_hash(body.tlv_bytes()?); // signature
                 let issuer_der = body.tlv_bytes()?.to_vec();
                 let (not_before, not_after) =
                     body.sequence(|validity| Ok::<_, der::Error>((time(validity)?, time(validity)?)))?;
                 let subject_der = body.tlv_bytes()?.to_vec();
-                body.tlv_bytes()?; // subjectPublicKeyInfo
+                let key = PublicKey::parse(body.tlv_bytes()?); // subjectPublicKeyInfo
                 let (mut names, mut addresses) = (Vec::new(), Vec::new());
                 while !body.is_finished() {
                     let field = AnyRef::decode(body)?;
@@ -64,6 +69,8 @@ impl Certificate {
                     addresses,
                     not_before,
                     not_after,
+                    old_hash,
+                    key,
                     subject_der,
                     issuer_der,
                 })
@@ -90,6 +97,12 @@ impl Certificate {
     #[must_use]
     pub(crate) fn is_issued_by(&self, other: &Self) -> bool {
         self.issuer_der == other.subject_der
+    }
+
+    /// Returns whether the certificate has no subjectAltName, so that clients accept it for no name (RFC 9525 §2).
+    #[must_use]
+    pub(crate) fn is_nameless(&self) -> bool {
+        self.names.is_empty() && self.addresses.is_empty()
     }
 
     /// Returns the names and addresses for which the certificate is valid.

@@ -19,7 +19,7 @@ pub(crate) fn session_without_usable_key_share() -> (Acceptor, ClientConnection)
     let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
     let certified = Arc::new(CertifiedKey::new(chain, ring::sign::any_supported_type(&key).unwrap()));
     let certificate = Certificate::parse(&der(&issued.own)).unwrap();
-    let acceptor = Acceptor::new(vec![Setup { certified, certificate, chain: Chain::Ordered }]);
+    let acceptor = Acceptor::new(vec![Setup { certified, certificate, issuers: Vec::new(), chain: Chain::Ordered }]);
     let mut provider = ring::default_provider();
     provider.kx_groups = vec![&Unsupported, ring::kx_group::X25519];
     let mut roots = RootCertStore::empty();
