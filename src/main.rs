@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use turnserver::config::{self, Config, LogLevel};
-use turnserver::control::{self, CheckedCertificate};
+use turnserver::control::{self, CheckedCertificate, PassedSockets};
 use turnserver::generate::Generate;
 
 /// A STUN/TURN server for WebRTC.
@@ -104,8 +104,10 @@ fn execute(arguments: &Arguments, only_check: bool) -> Result<(), String> {
         return check(source.path.as_deref(), &config);
     }
     control::prepare_memory();
+    // Before the log has a thread.
+    let passed = PassedSockets::from_environment();
     let log = control::logging::start(&config.log).map_err(|error| format!("cannot start the log: {error}"))?;
-    let result = control::run(config, &source, &log).map_err(|error| error.to_string());
+    let result = control::run_with_sockets(config, &source, &log, passed).map_err(|error| error.to_string());
     log.flush();
     result
 }

@@ -8,6 +8,9 @@ mod certificate;
 #[path = "tls/connections.rs"]
 mod connections;
 #[cfg(test)]
+#[path = "tls/groups.rs"]
+mod groups;
+#[cfg(test)]
 #[path = "tls/reload.rs"]
 mod reload;
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The control socket, and the TCP listeners of the HTTP server and of the fronts.
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -11,6 +13,7 @@ use super::listeners::{Neighbours, overlaps};
 use super::start::StartError;
 use crate::config::{CONTROL_SOCKET as CONTROL_SOCKET_PATH, Config, ControlSocket};
 use crate::http::{self, FailedListener, ListenerChange, NewListener, Report, UnixSocket};
+use crate::net::passed::PassedSockets;
 use crate::setting::{FRONT_LISTEN, HTTP_LISTEN};
 use crate::transport::Endpoint;
 
@@ -46,6 +49,8 @@ pub(super) struct ServiceListeners {
     bound: Vec<Bound>,
     /// Counts the configurations.
     generation: u64,
+    /// The sockets that the service manager has passed.
+    passed: Arc<PassedSockets>,
 }
 
 /// A listener.
@@ -77,8 +82,9 @@ pub(super) struct Difference {
 }
 
 impl ServiceListeners {
-    pub(super) fn new(service: Service) -> Self {
-        Self { service, bound: Vec::new(), generation: 0 }
+    /// Returns no listeners. Those of configurations use sockets that the service manager has passed.
+    pub(super) fn new(service: Service, passed: Arc<PassedSockets>) -> Self {
+        Self { service, bound: Vec::new(), generation: 0, passed }
     }
 
     /// Returns the actual addresses.
@@ -132,12 +138,20 @@ impl ServiceListeners {
                 return Err(StartError::ServiceInUse { setting: service.setting(), address: wanted, other });
             }
             let is_own = self.bound.iter().chain(&bound).any(|own| overlaps(own.actual, wanted));
-            let (listener, actual) = http::Listener::tcp(wanted, is_own || others.share(wanted))
-                .map_err(|error| StartError::Service { setting: service.setting(), address: wanted, error })?;
+            let failed = |error| StartError::Service { setting: service.setting(), address: wanted, error };
+            let passed = self.passed.tcp(wanted).map_err(failed)?;
+            if passed.len() > 1 {
+                let (setting, passed) = (service.setting(), passed.len());
+                return Err(StartError::TooManyPassed { setting, address: wanted, passed });
+            }
+            let (listener, actual) = match passed.into_iter().next() {
+                Some(socket) => (http::Listener::Tcp(socket), wanted),
+                None => http::Listener::tcp(wanted, is_own || others.share(wanted)).map_err(failed)?,
+            };
             open.push(NewListener { listener, address: actual, generation });
             bound.push(Bound { wanted, actual, generation });
         }
-        let listeners = Self { service, bound, generation };
+        let listeners = Self { service, bound, generation, passed: Arc::clone(&self.passed) };
         let close = self.neighbours(&listeners).go;
         let opened = open.iter().map(|new| new.address).collect();
         let scheme = if is_encrypted { "https" } else { "http" };
@@ -349,7 +363,19 @@ impl Difference {
 ///
 /// # Errors
 /// If it is configured and cannot be bound.
-pub(super) fn control_socket(config: &Config) -> Result<Option<UnixSocket>, StartError> {
+pub(super) fn control_socket(config: &Config, passed: &PassedSockets) -> Result<Option<UnixSocket>, StartError> {
+    let place = match &config.control.socket {
+        ControlSocket::None => None,
+        ControlSocket::At(path) => Some(path.as_path()),
+        ControlSocket::Default => Some(Path::new(CONTROL_SOCKET_PATH)),
+    };
+    let failed = |path: &Path, error: io::Error| StartError::Control { path: path.to_owned(), error: error.into() };
+    if let Some(path) = place
+        && let Some(socket) = passed.unix(path).map_err(|error| failed(path, error))?
+    {
+        tracing::info!(event = "control-socket", path = %path.display(), "control socket");
+        return UnixSocket::passed(socket, path).map(Some).map_err(|error| failed(path, error));
+    }
     let socket = match &config.control.socket {
         ControlSocket::None => None,
         ControlSocket::At(path) => {
@@ -379,8 +405,6 @@ pub(super) fn control_socket(config: &Config) -> Result<Option<UnixSocket>, Star
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3_600);
@@ -397,7 +421,7 @@ mod tests {
 
     fn server() -> (ServiceThread, http::Changes) {
         let (handle, changes) = http::changes();
-        (ServiceThread::new(ServiceListeners::new(Service::Http), handle), changes)
+        (ServiceThread::new(ServiceListeners::new(Service::Http, Arc::default()), handle), changes)
     }
 
     /// Begins to use a configuration with one listener.
@@ -492,8 +516,9 @@ mod tests {
     fn the_start_fails_with_the_first_listener_that_cannot_be_opened_and_if_the_server_has_ended() {
         let start = |serve: fn(u64, &ListenerChange, &http::Changes)| {
             let (handle, mut changes) = http::changes();
-            let NewServiceListeners { listeners, change, .. } =
-                ServiceListeners::new(Service::Http).preview(&one(), false, &Neighbours::default()).unwrap();
+            let NewServiceListeners { listeners, change, .. } = ServiceListeners::new(Service::Http, Arc::default())
+                .preview(&one(), false, &Neighbours::default())
+                .unwrap();
             let thread = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 let (number, change) = runtime.block_on(changes.next()).unwrap();

@@ -4,9 +4,11 @@
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 
 use super::failed::is_same;
 use crate::config::Config;
+use crate::net::passed::PassedSockets;
 use crate::net::{interfaces, tcp, udp};
 use crate::setting::HTTP_LISTEN;
 use crate::transport::{Endpoint, Transport};
@@ -51,9 +53,23 @@ pub enum ListenError {
     /// The port is below 1024, and the process lacks the privilege for it.
     #[error(
         "cannot listen on {0}: ports below 1024 require CAP_NET_BIND_SERVICE. The systemd unit grants it with \
-         AmbientCapabilities=CAP_NET_BIND_SERVICE"
+         AmbientCapabilities=CAP_NET_BIND_SERVICE. Without it, a .socket unit can pass the socket (docs/install.md)"
     )]
     NotPermitted(Endpoint),
+    /// The service manager has passed more sockets than there are workers.
+    #[error(
+        "cannot listen on {endpoint}: the service manager has passed {passed} sockets with this address, but there are \
+         only {workers} workers, and clients of the others would get no response. List the address at most {workers} \
+         times in the .socket unit, or set more `workers`"
+    )]
+    TooManyPassed {
+        /// The endpoint.
+        endpoint: Endpoint,
+        /// The number of sockets.
+        passed: usize,
+        /// The number of workers.
+        workers: usize,
+    },
     /// Another error of the kernel.
     #[error("cannot listen on {endpoint}: {error}")]
     Other {
@@ -88,9 +104,11 @@ pub(super) struct Listeners {
     bound: Vec<Bound>,
     /// Counts the configurations.
     generation: u64,
+    /// The sockets that the service manager has passed.
+    passed: Arc<PassedSockets>,
 }
 
-/// An endpoint for which each worker has a socket.
+/// An endpoint for which each worker has a socket, or some of them, if the service manager has passed fewer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Bound {
     /// As in the configuration.
@@ -160,6 +178,16 @@ struct Missing {
 type Opened = (usize, Bound, Vec<BoundListener>);
 
 impl Listeners {
+    /// Returns no listeners. Those of configurations use sockets that the service manager has passed.
+    pub(super) fn with(passed: Arc<PassedSockets>) -> Self {
+        Self { passed, ..Self::default() }
+    }
+
+    /// Returns the sockets that the service manager has passed.
+    pub(super) fn passed(&self) -> &PassedSockets {
+        &self.passed
+    }
+
     /// Returns the endpoints with their actual ports, in the order of the configuration.
     pub(super) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
@@ -244,7 +272,8 @@ impl Listeners {
         for (_, _, sockets) in all {
             changes.iter_mut().zip(sockets).for_each(|(change, socket)| change.open.push(socket));
         }
-        Ok(NewListeners { listeners: Self { endpoints, bound, generation: self.generation + 1 }, changes })
+        let passed = Arc::clone(&self.passed);
+        Ok(NewListeners { listeners: Self { endpoints, bound, generation: self.generation + 1, passed }, changes })
     }
 
     /// Binds the sockets of new listeners.
@@ -270,15 +299,20 @@ impl Listeners {
         let (mut unbound, generation) = (Vec::new(), self.generation + 1);
         for missing in missing {
             let Missing { index, endpoint, plain } = missing;
+            let (is_tcp, address) = (endpoint.transport.is_connection(), endpoint.address);
+            if let Some(other) = services.conflict(address).filter(|_| is_tcp) {
+                return Err(ListenError::InUseByService { endpoint, other });
+            }
+            let passed = adopt(endpoint, plain, &self.passed, workers, only_check)?;
+            if !passed.is_empty() {
+                all.push((index, Bound { wanted: endpoint, actual: endpoint, plain, generation }, passed));
+                continue;
+            }
             if takes_packets(endpoint) {
                 let sockets = (0..workers).map(|_| udp::unbound_listener(endpoint.address));
                 let sockets: io::Result<Vec<_>> = sockets.collect();
                 unbound.push((missing, sockets.map_err(|error| ListenError::new(endpoint, error))?));
                 continue;
-            }
-            let (is_tcp, address) = (endpoint.transport.is_connection(), endpoint.address);
-            if let Some(other) = services.conflict(address).filter(|_| is_tcp) {
-                return Err(ListenError::InUseByService { endpoint, other });
             }
             let mut own = self.bound.iter().chain(all.iter().map(|(_, own, _)| own));
             let is_shared = own.any(|own| overlap(own.actual, endpoint)) || (is_tcp && services.share(address));
@@ -310,7 +344,8 @@ impl NewListeners {
             let Listeners { bound, generation, .. } = &self.listeners;
             let stays = bound.iter().find(|own| is_same(own.actual, *endpoint) && own.generation < *generation);
             if let (Some(own), Some(change)) = (stays, self.changes.get_mut(*worker)) {
-                let socket = bind(own.actual, own.plain, Ports::Shared);
+                let passed = again(own.actual, own.plain, &self.listeners.passed, *worker);
+                let socket = passed.transpose().unwrap_or_else(|| bind(own.actual, own.plain, Ports::Shared));
                 change.open.push(socket.map_err(|error| ListenError::new(own.actual, error))?);
             }
         }
@@ -348,6 +383,65 @@ fn open(endpoint: Endpoint, plain: bool, is_shared: bool, workers: usize) -> Res
     let actual = first.endpoint;
     let others = (1..workers).map(|_| bind(actual, plain, Ports::Shared).map_err(failed));
     std::iter::once(Ok(first)).chain(others).collect()
+}
+
+/// Returns the sockets of an endpoint that the service manager has passed, and further ones for the other workers. None
+/// if it has passed none.
+///
+/// The kernel permits further sockets only to the user who made the first one, so usually not at a socket of systemd.
+/// Then the workers share TCP sockets. They cannot share a UDP socket, because each must get all packets of a client.
+fn adopt(
+    endpoint: Endpoint,
+    plain: bool,
+    passed: &PassedSockets,
+    workers: usize,
+    only_check: bool,
+) -> Result<Vec<BoundListener>, ListenError> {
+    let failed = |error| ListenError::new(endpoint, error);
+    let mut all = passed_sockets(endpoint, plain, passed).map_err(failed)?;
+    let count = all.len();
+    if count > workers {
+        return Err(ListenError::TooManyPassed { endpoint, passed: count, workers });
+    }
+    if count == 0 || only_check {
+        return Ok(all);
+    }
+    while all.len() < workers {
+        match bind(endpoint, plain, Ports::Shared) {
+            Ok(socket) => all.push(socket),
+            Err(_) if endpoint.transport.is_connection() => {
+                let more = passed_sockets(endpoint, plain, passed).map_err(failed)?;
+                all.extend(more.into_iter().take(workers - all.len()));
+            }
+            Err(error) => {
+                let Endpoint { transport, address } = endpoint;
+                tracing::warn!(
+                    event = "socket-missing", transport = transport.as_str(), %address, %error,
+                    "only {} of {workers} workers serve this listener, because the service manager has passed {count} \
+                     sockets with its address, and the server may not bind further ones. List the address {workers} \
+                     times in the .socket unit, with ReusePort=yes", all.len()
+                );
+                break;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Returns the socket that a worker gets again after it could not use it, if the service manager has passed it.
+fn again(endpoint: Endpoint, plain: bool, passed: &PassedSockets, worker: usize) -> io::Result<Option<BoundListener>> {
+    let sockets = passed_sockets(endpoint, plain, passed)?;
+    let at = if endpoint.transport.is_connection() { worker.checked_rem(sockets.len()).unwrap_or(0) } else { worker };
+    Ok(sockets.into_iter().nth(at))
+}
+
+fn passed_sockets(endpoint: Endpoint, plain: bool, passed: &PassedSockets) -> io::Result<Vec<BoundListener>> {
+    let bound = |socket| BoundListener { endpoint, socket, plain };
+    Ok(if endpoint.transport.is_connection() {
+        passed.tcp(endpoint.address)?.into_iter().map(ListenerSocket::Tcp).map(bound).collect()
+    } else {
+        passed.udp(endpoint.address)?.into_iter().map(ListenerSocket::Udp).map(bound).collect()
+    })
 }
 
 /// How a listener gets its port.

@@ -17,6 +17,7 @@ mod offload;
 #[cfg(not(feature = "offload"))]
 #[path = "no_offload.rs"]
 mod offload;
+mod passed;
 mod relay_tables;
 mod reload;
 mod remaining;
@@ -52,6 +53,7 @@ use life::RunningServer;
 use service::Service;
 use signals::Signals;
 
+pub use crate::net::passed::PassedSockets;
 pub use account::unreadable_files;
 pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]
@@ -97,6 +99,19 @@ pub fn prepare_memory() {
 /// # Errors
 /// If it cannot start, or a worker fails.
 pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<(), RunError> {
+    run_with_sockets(config, source, log, PassedSockets::default())
+}
+
+/// Like [`run`], with sockets that the service manager has passed. A listener whose address one of them has uses it.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with_sockets(
+    config: Config,
+    source: &Source,
+    log: &logging::Logging,
+    passed: PassedSockets,
+) -> Result<(), RunError> {
     let config = Arc::new(config);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Signals)?;
     // A signal during the start is handled after it. Without a handler, it would end the process without a log line.
@@ -113,7 +128,7 @@ pub fn run(config: Config, source: &Source, log: &logging::Logging) -> Result<()
     let clock = Clock::start();
     let prepared = {
         let _entered = runtime.enter();
-        start::prepare(&config, clock, &stopped)?
+        start::prepare(&config, clock, &stopped, passed)?
     };
     announce(&prepared);
     if let Some(message) = users_without_limit(&config) {

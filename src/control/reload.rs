@@ -11,6 +11,7 @@ use super::api::{Access, Reload};
 use super::follow::Machine;
 use super::http_listeners::{NewServiceListeners, Service, ServiceChanged};
 use super::listeners::NewListeners;
+use super::passed::Users;
 use super::snapshot::snapshot;
 use super::start::{StartError, connection_limit, front_addresses, generate_secret, open_files, room};
 use super::tls::{Certificates, Replacement};
@@ -92,8 +93,9 @@ impl RunningServer<'_> {
     /// cause. The error is why the configuration is refused.
     pub(super) async fn reload(&mut self, dry_run: bool, operator: Option<Operator>) -> Result<Value, String> {
         if dry_run {
-            let plan = self.plan_reload(true)?;
-            return Ok(self.report(&plan.changes, &plan.warnings, None));
+            let plan = self.plan_reload(true);
+            self.refuse_unused();
+            return plan.map(|plan| self.report(&plan.changes, &plan.warnings, None));
         }
         self.service.reloading(clock::monotonic());
         let result = match self.plan_reload(false) {
@@ -104,8 +106,15 @@ impl RunningServer<'_> {
                 Err(error)
             }
         };
+        self.refuse_unused();
         self.service.ready();
         result
+    }
+
+    /// Lets the kernel refuse connections to the sockets that the service manager has passed and that no listener uses.
+    fn refuse_unused(&self) {
+        let users = Users::new(&self.config, self.listeners.endpoints(), &self.http.listeners.addresses());
+        self.listeners.passed().refuse_unused(|place| users.has(place));
     }
 
     /// Publishes the result of a reload.

@@ -19,6 +19,7 @@ use super::follow::Follower;
 use super::http_listeners::{NewServiceListeners, Service, ServiceListeners, control_socket};
 use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
 use super::offload::Offload;
+use super::passed::{self, Users};
 use super::snapshot::{SnapshotInputs, policy, snapshot};
 use super::tls::{Certificates, TlsError};
 use crate::auth::{Revocations, Secret};
@@ -28,6 +29,7 @@ use crate::front;
 use crate::http::{self, BindError, UnixSocket};
 use crate::net::interfaces::{self, Interfaces};
 use crate::net::limits::{self, SpareFiles};
+use crate::net::passed::PassedSockets;
 use crate::setting::{
     ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
@@ -77,6 +79,19 @@ pub enum StartError {
         address: SocketAddr,
         /// What the kernel reported.
         error: io::Error,
+    },
+    /// The service manager has passed several sockets for an HTTP listener or a front.
+    #[error(
+        "cannot listen on {address} ({setting}): the service manager has passed {passed} sockets with this address, and \
+         only one can be served. List the address once in the .socket unit"
+    )]
+    TooManyPassed {
+        /// The setting that names the address.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The number of sockets.
+        passed: usize,
     },
     /// The thread of the HTTP server or of the fronts has ended. This is a bug; the log has the message.
     #[error("{0} has ended at its start. This is a bug; please report the preceding log lines")]
@@ -146,7 +161,9 @@ pub(super) fn prepare(
     config: &Arc<Config>,
     clock: Clock,
     stop: &watch::Receiver<bool>,
+    passed: PassedSockets,
 ) -> Result<Prepared, StartError> {
+    let passed = Arc::new(passed);
     let addresses = Follower::start(Arc::clone(config))?;
     let choice = addresses.choice();
     check_alternate(config, choice)?;
@@ -156,7 +173,8 @@ pub(super) fn prepare(
     let limit = open_files();
     let workers = worker_count(config);
     let none = Neighbours::default();
-    let NewListeners { listeners, changes } = Listeners::default().preview(&config.listen, workers, &none, false)?;
+    let present = Listeners::with(Arc::clone(&passed));
+    let NewListeners { listeners, changes } = present.preview(&config.listen, workers, &none, false)?;
     // After that, because attaching may interrupt a link.
     let (offload, offloading) = Offload::start(config, workers).map_err(StartError::Offload)?;
     let connections = connection_limit(config, choice, limit, offload.open_files());
@@ -199,11 +217,15 @@ pub(super) fn prepare(
             stop: stop.clone(),
         });
     }
-    let control_socket = control_socket(config)?;
+    let control_socket = control_socket(config, &passed)?;
     let mut neighbours = listeners.tcp_neighbours(&config.listen);
-    let http = ServiceListeners::new(Service::Http).preview(&config.http.listen, config.http.tls, &neighbours)?;
+    let http = ServiceListeners::new(Service::Http, Arc::clone(&passed));
+    let http = http.preview(&config.http.listen, config.http.tls, &neighbours)?;
     neighbours.stay.extend(http.listeners.addresses());
-    let fronts = ServiceListeners::new(Service::Front).preview(&front_addresses(config), false, &neighbours)?;
+    let fronts = ServiceListeners::new(Service::Front, Arc::clone(&passed));
+    let fronts = fronts.preview(&front_addresses(config), false, &neighbours)?;
+    let of_services: Vec<SocketAddr> = [http.listeners.addresses(), fronts.listeners.addresses()].concat();
+    passed::report(&passed, &Users::new(config, listeners.endpoints(), &of_services));
     Ok(Prepared {
         plans,
         controls,

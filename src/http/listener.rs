@@ -36,8 +36,8 @@ pub(crate) struct UnixSocket {
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// The device and the inode.
-    identity: (u64, u64),
+    /// The device and the inode; `None` for a file of the service manager, which keeps it.
+    identity: Option<(u64, u64)>,
 }
 
 /// Why a socket cannot be bound.
@@ -195,7 +195,16 @@ impl UnixSocket {
             return Err(error.into());
         }
         let file = fs::symlink_metadata(path)?;
-        Ok(Self { socket, file: SocketFile { path: path.to_owned(), identity: (file.dev(), file.ino()) } })
+        Ok(Self { socket, file: SocketFile { path: path.to_owned(), identity: Some((file.dev(), file.ino())) } })
+    }
+
+    /// Wraps a socket that the service manager has passed.
+    ///
+    /// # Errors
+    /// Those of the kernel.
+    pub(crate) fn passed(socket: unix::UnixListener, path: &Path) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        Ok(Self { socket, file: SocketFile { path: path.to_owned(), identity: None } })
     }
 }
 
@@ -208,7 +217,7 @@ impl UnixSocket {
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let present = fs::symlink_metadata(&self.path).map(|file| (file.dev(), file.ino()));
-        if present.is_ok_and(|identity| identity == self.identity) {
+        if present.is_ok_and(|identity| Some(identity) == self.identity) {
             // Without the file there is nothing to remove; otherwise the next start replaces it.
             let _ = fs::remove_file(&self.path);
         }

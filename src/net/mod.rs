@@ -5,6 +5,7 @@ pub(crate) mod changes;
 pub mod interfaces;
 pub mod limits;
 mod local_routes;
+pub mod passed;
 pub(crate) mod splice;
 mod sys;
 pub(crate) mod tcp;

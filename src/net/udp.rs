@@ -343,34 +343,60 @@ pub(super) fn is_always_pending(error: &io::Error) -> bool {
 fn new_listener(addr: SocketAddr) -> io::Result<Socket> {
     let socket = new_socket(addr, dual_stack(addr))?;
     allow_missing_address(&socket, addr);
+    set_listener_options(&socket, addr)?;
+    Ok(socket)
+}
+
+fn set_listener_options(socket: &impl AsFd, addr: SocketAddr) -> io::Result<()> {
     if addr.ip().is_unspecified() {
         if addr.is_ipv6() {
-            setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            setsockopt(&socket.as_fd(), sockopt::Ipv6RecvPacketInfo, &true)?;
         }
         if addr.is_ipv4() || dual_stack(addr) {
-            setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+            setsockopt(&socket.as_fd(), sockopt::Ipv4PacketInfo, &true)?;
         }
     }
-    grow_buffers(&socket, LISTENER_BUFFER);
-    Ok(socket)
+    grow_buffers(socket, LISTENER_BUFFER);
+    Ok(())
+}
+
+/// Gives a socket that another process has bound the options of [`bind_listener`]. It may then share its port with
+/// other sockets of the user who made it.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub(super) fn adopt_listener(socket: &UdpSocket, addr: SocketAddr) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    set_options(socket, addr, dual_stack(addr))?;
+    set_listener_options(socket, addr)?;
+    SockRef::from(socket).set_reuse_port(true)
 }
 
 fn new_socket(addr: SocketAddr, dual_stack: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!dual_stack)?;
+    }
+    set_options(&socket, addr, dual_stack)?;
+    Ok(socket)
+}
+
+fn set_options(socket: &impl AsFd, addr: SocketAddr, dual_stack: bool) -> io::Result<()> {
+    let socket = socket.as_fd();
+    if addr.is_ipv6() {
         setsockopt(&socket, sockopt::Ipv6RecvTClass, &true)?;
-        sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
-        sys::set_option(socket.as_fd(), libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, FRAGMENT_V6)?;
+        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, 1)?;
+        sys::set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, FRAGMENT_V6)?;
     }
     if addr.is_ipv4() || dual_stack {
         setsockopt(&socket, sockopt::IpRecvTos, &true)?;
-        sys::set_option(socket.as_fd(), libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
-        set_discovery(socket.as_fd(), FRAGMENT_V4)?;
+        sys::set_option(socket, libc::IPPROTO_IP, libc::IP_RECVTTL, 1)?;
+        set_discovery(socket, FRAGMENT_V4)?;
     }
     // A kernel that does not count drops is supported, too.
     let _ = setsockopt(&socket, sockopt::RxqOvfl, &1);
-    Ok(socket)
+    Ok(())
 }
 
 /// Lets a listener be bound to an address that this machine does not have yet. It receives packets as soon as the
@@ -392,12 +418,14 @@ pub(super) fn dual_stack(addr: SocketAddr) -> bool {
 }
 
 /// Grows both buffers to `size`, or to the limits of the system without `CAP_NET_ADMIN`.
-fn grow_buffers(socket: &Socket, size: usize) {
+fn grow_buffers(socket: &impl AsFd, size: usize) {
     let Ok(current) = buffer_sizes(socket) else { return };
-    if current.receive < size && setsockopt(socket, sockopt::RcvBufForce, &size).is_err() {
+    let fd = socket.as_fd();
+    let socket = SockRef::from(&fd);
+    if current.receive < size && setsockopt(&fd, sockopt::RcvBufForce, &size).is_err() {
         let _ = socket.set_recv_buffer_size(size);
     }
-    if current.send < size && setsockopt(socket, sockopt::SndBufForce, &size).is_err() {
+    if current.send < size && setsockopt(&fd, sockopt::SndBufForce, &size).is_err() {
         let _ = socket.set_send_buffer_size(size);
     }
 }

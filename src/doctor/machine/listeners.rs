@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
 use super::reachable;
+use super::socket_unit::SocketUnit;
 use crate::client::{Allocate, Failure, Request};
 use crate::config::{CertificateFiles, Config, StaticUser};
 use crate::control::Choice;
@@ -37,8 +38,9 @@ pub(super) struct Found {
 }
 
 /// Examines the ports.
-pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Found {
+pub(super) fn examine(config: &Config, sockets: Option<&SocketUnit>, trust: &Trust, report: Report<'_>) -> Found {
     let mut found = Found::default();
+    let is_passed = |endpoint| sockets.is_some_and(|sockets| sockets.passes(endpoint));
     for endpoint in config.listen.iter().filter(|endpoint| endpoint.address.port() > 0) {
         let (port, protocol) = (endpoint.address.port(), endpoint.transport.port_protocol());
         let finding = match bind(*endpoint) {
@@ -48,7 +50,10 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Fou
                 if occupant.is_this() {
                     found.running.push(*endpoint);
                 }
-                occupant.finding(port)
+                match occupant {
+                    Occupant::Program(_) if is_passed(*endpoint) => held_by_systemd(),
+                    occupant => occupant.finding(port),
+                }
             }
             // The kernel says this also if the port is in use.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -56,7 +61,10 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Fou
                 if occupant.is_this() {
                     found.running.push(*endpoint);
                 }
-                occupant.finding_without_privilege(protocol, port)
+                match occupant {
+                    Occupant::Program(_) if is_passed(*endpoint) => held_by_systemd(),
+                    occupant => occupant.finding_without_privilege(protocol, port),
+                }
             }
             // The relay addresses say it.
             Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => continue,
@@ -66,6 +74,15 @@ pub(super) fn examine(config: &Config, trust: &Trust, report: Report<'_>) -> Fou
         report(finding.of(endpoint));
     }
     found
+}
+
+/// Judges a port that systemd holds for the service.
+fn held_by_systemd() -> Finding {
+    Finding::warning(
+        "listener",
+        "turnserver.socket holds the port for the service, and no server responds there",
+        "start the service, and look into its log: journalctl -u turnserver",
+    )
 }
 
 fn bind(endpoint: Endpoint) -> io::Result<()> {
@@ -108,7 +125,8 @@ impl Occupant {
             Self::Program(_) => Finding::warning(
                 "listener",
                 format!("this user may not listen on {protocol} port {port}, and no TURN server responds there"),
-                "run the server by its unit, which has CAP_NET_BIND_SERVICE, and this command as root",
+                "run the server by its unit, which has CAP_NET_BIND_SERVICE, or pass it the socket (docs/install.md), and \
+                 run this command as root",
             ),
             _ => self.finding(port),
         }

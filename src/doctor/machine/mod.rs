@@ -6,6 +6,7 @@ mod listeners;
 mod names;
 #[cfg(feature = "offload")]
 mod offload;
+mod socket_unit;
 mod unit;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::config::Config;
 use crate::control::{self, CheckedCertificate, Choice, Source};
 use crate::net::clock_state;
 use crate::transport::Endpoint;
+use socket_unit::SocketUnit;
 
 /// What is examined.
 #[derive(Clone, Debug)]
@@ -51,11 +53,15 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     report(clock());
     let Some(choice) = addresses(&config, report) else { return };
     certificate(&config, report);
-    let found = listeners::examine(&config, trust, report);
+    let sockets = SocketUnit::read(Path::new("/"));
+    let found = listeners::examine(&config, sockets.as_ref(), trust, report);
     names::examine(Path::new("/"), &config, &choice, machine.stun, report);
     names::examine_routes(&choice, report);
     listeners::examine_hairpin(&choice, &found.running, trust, report);
     [firewall::examine(&config, &choice), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
+    if let Some(sockets) = &sockets {
+        report(sockets.examine(&config));
+    }
     for finding in kernel::examine(
         Path::new("/"),
         &config.relay.ports,

@@ -9,7 +9,7 @@ use crate::doctor::finding::Finding;
 const SHIPPED: &str = include_str!("../../../systemd/turnserver.service");
 
 /// The directories in which systemd finds units, the first one first.
-const DIRECTORIES: [&str; 4] =
+pub(super) const DIRECTORIES: [&str; 4] =
     ["etc/systemd/system", "run/systemd/system", "usr/lib/systemd/system", "lib/systemd/system"];
 
 const NAME: &str = "turnserver.service";

@@ -1,0 +1,129 @@
+//! The unit `turnserver.socket`, with which systemd binds listeners and passes them to the service.
+
+use std::fs;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use super::unit::DIRECTORIES;
+use crate::config::{CONTROL_SOCKET, Config, ControlSocket};
+use crate::doctor::finding::Finding;
+use crate::transport::Endpoint;
+
+const NAME: &str = "turnserver.socket";
+
+/// The unit in use.
+#[derive(Debug, Default)]
+pub(super) struct SocketUnit {
+    path: PathBuf,
+    sockets: Vec<PassedSocket>,
+}
+
+#[derive(Debug)]
+struct PassedSocket {
+    is_stream: bool,
+    /// As in the unit.
+    value: String,
+}
+
+impl PassedSocket {
+    /// Returns the address of a socket of IP. A port alone is one on `[::]`.
+    fn address(&self) -> Option<SocketAddr> {
+        let port = self.value.parse().map(|port: u16| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+        port.ok().or_else(|| self.value.parse().ok())
+    }
+
+    fn fits(&self, endpoint: Endpoint) -> bool {
+        self.is_stream == endpoint.transport.is_connection() && self.address() == Some(endpoint.address)
+    }
+}
+
+impl SocketUnit {
+    /// Reads the unit. `root` is `/`. `None` if there is none. Drop-ins are not read.
+    pub(super) fn read(root: &Path) -> Option<Self> {
+        let read = |directory: &&str| {
+            let path = root.join(directory).join(NAME);
+            fs::read_to_string(&path).ok().map(|text| (path, text))
+        };
+        let (path, text) = DIRECTORIES.iter().find_map(read)?;
+        let socket = |line: &str| {
+            let (name, value) = line.split_once('=')?;
+            let is_stream = match name.trim() {
+                "ListenStream" => true,
+                "ListenDatagram" => false,
+                _ => return None,
+            };
+            Some(PassedSocket { is_stream, value: value.trim().to_owned() })
+        };
+        Some(Self { path, sockets: text.lines().filter_map(socket).collect() })
+    }
+
+    /// Returns whether systemd passes a socket for a listener.
+    pub(super) fn passes(&self, endpoint: Endpoint) -> bool {
+        self.sockets.iter().any(|socket| socket.fits(endpoint))
+    }
+
+    /// Compares the sockets with the listeners of a configuration.
+    pub(super) fn examine(&self, config: &Config) -> Finding {
+        let control = match &config.control.socket {
+            ControlSocket::Default => Some(Path::new(CONTROL_SOCKET)),
+            ControlSocket::At(path) => Some(path.as_path()),
+            ControlSocket::None => None,
+        };
+        let is_used = |socket: &&PassedSocket| {
+            let is_http = socket.is_stream && socket.address().is_some_and(|at| config.http.listen.contains(&at));
+            let is_control = socket.is_stream && control == Some(Path::new(&socket.value));
+            is_http || is_control || config.listen.iter().any(|endpoint| socket.fits(*endpoint))
+        };
+        let (used, unused): (Vec<&PassedSocket>, Vec<&PassedSocket>) = self.sockets.iter().partition(is_used);
+        let finding = if unused.is_empty() {
+            Finding::ok("unit", format!("systemd passes sockets to the service: {}", used.len()))
+        } else {
+            let names: Vec<&str> = unused.iter().map(|socket| socket.value.as_str()).collect();
+            Finding::warning(
+                "unit",
+                format!("systemd binds sockets that no listener of the configuration has: {}", names.join(", ")),
+                "set exactly these addresses in listen.udp, listen.tcp, listen.tls, http.listen or control.socket, or \
+                 remove them from the unit",
+            )
+        };
+        finding.of(self.path.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doctor::finding::Status;
+    use crate::transport::Transport;
+
+    const UNIT: &str = "[Socket]\nListenDatagram=[::]:3478\nListenStream = 443\nListenStream=127.0.0.1:9641\n\
+                        ListenStream=/run/turnserver/control.sock\nReusePort=yes\n";
+
+    fn read(text: &str) -> SocketUnit {
+        let root = std::env::temp_dir().join(format!("turnserver-socket-unit-{}", std::process::id()));
+        let directory = root.join("etc/systemd/system");
+        fs::create_dir_all(&directory).unwrap();
+        fs::write(directory.join(NAME), text).unwrap();
+        let unit = SocketUnit::read(&root).unwrap();
+        fs::remove_dir_all(root).unwrap();
+        unit
+    }
+
+    #[test]
+    fn the_sockets_of_the_unit_are_compared_with_the_listeners() {
+        assert!(SocketUnit::read(Path::new("/nowhere")).is_none());
+        let unit = read(UNIT);
+        let endpoint = |transport, address: &str| Endpoint::new(transport, address.parse().unwrap());
+        assert!(unit.passes(endpoint(Transport::Tls, "[::]:443")));
+        assert!(unit.passes(endpoint(Transport::Udp, "[::]:3478")));
+        assert!(!unit.passes(endpoint(Transport::Udp, "[::]:443")));
+        assert!(!unit.passes(endpoint(Transport::Tcp, "0.0.0.0:443")));
+        let config = |text: &str| Config::parse(text, "turnserver.toml").unwrap();
+        let fitting = config("[listen]\ntcp = [\"[::]:443\"]\n[http]\nlisten = [\"127.0.0.1:9641\"]\n");
+        let finding = unit.examine(&fitting);
+        assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, "systemd passes sockets to the service: 4"));
+        let finding = unit.examine(&config("[control]\nsocket = \"none\"\n"));
+        assert_eq!(finding.status, Status::Warning);
+        assert!(finding.what.ends_with(": 443, 127.0.0.1:9641, /run/turnserver/control.sock"), "{finding:?}");
+    }
+}
