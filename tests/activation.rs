@@ -91,10 +91,15 @@ mod activation {
         replaced
     }
 
+    /// Binds a free port by its number, as systemd does: the kernel lets a socket keep only such a port when it no longer
+    /// listens.
     fn tcp() -> (TcpListener, SocketAddr) {
-        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = socket.local_addr().unwrap();
-        (socket, address)
+        loop {
+            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            if let Ok(socket) = TcpListener::bind(address) {
+                return (socket, address);
+            }
+        }
     }
 
     fn udp() -> (UdpSocket, SocketAddr) {
@@ -125,8 +130,7 @@ mod activation {
         let files = authority.write(&authority.issue(&["localhost"]), directory.path());
         let path = directory.path().join("control.sock");
         let control = UnixListener::bind(&path).unwrap();
-        let ((udp, udp_at), (tcp, tcp_at), (tls, tls_at), (http, http_at)) =
-            (udp(), self::tcp(), self::tcp(), self::tcp());
+        let ((udp, udp_at), (tcp, tcp_at), (tls, tls_at), (http, http_at)) = (udp(), tcp(), tcp(), tcp());
         let more = format!("[http]\nlisten = [\"{http_at}\"]\n[control]\nsocket = {path:?}\n");
         let config = with_tls(&with_listeners(&[udp_at], &[tcp_at], &more), &["127.0.0.1"], &files);
         let config = config.replacen("tls = [\"127.0.0.1:0\"]", &format!("tls = [\"{tls_at}\"]"), 1);

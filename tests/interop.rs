@@ -28,6 +28,9 @@ mod interfaces;
 #[path = "interop/janus.rs"]
 mod janus;
 #[cfg(test)]
+#[path = "interop/openssl.rs"]
+mod openssl;
+#[cfg(test)]
 #[path = "interop/prometheus.rs"]
 mod prometheus;
 #[cfg(test)]

@@ -130,6 +130,10 @@ impl PassedSockets {
             socket.set_nonblocking(true)?;
             // Before it is watched: the kernel reports a socket that does not listen as closed for good.
             tcp::listen(&socket)?;
+            // If the kernel had chosen its port, the socket lost it in `refuse_unused`.
+            if socket.local_addr()? != address {
+                return Err(io::Error::other("the service manager has bound the socket to port 0"));
+            }
             // Further sockets of this user may share the port.
             SockRef::from(&socket).set_reuse_port(true)?;
             Ok(socket)
