@@ -15,7 +15,9 @@ mod activation {
     use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
     use std::os::unix::fs::PermissionsExt as _;
     use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
     use std::process::Command;
+    use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -160,15 +162,27 @@ mod activation {
         assert_eq!(count(&server, "socket-missing"), 0);
     }
 
+    /// A directory that every user may enter, deleted when dropped.
+    struct Open(PathBuf);
+
+    impl Drop for Open {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
     /// Starts the server as a user who may not share the ports of this process.
-    fn start_as_nobody(sockets: &[BorrowedFd<'_>], config: &str) -> Option<Server> {
+    fn start_as_nobody(sockets: &[BorrowedFd<'_>], config: &str) -> Option<(Server, Open)> {
         if !geteuid().is_root() {
             skip("it needs root to become another user");
             return None;
         }
         // This user may not enter the directory of the build.
-        let place = std::env::temp_dir().join(format!("turnserver-activation-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let place = std::env::temp_dir().join(format!("turnserver-activation-{}-{number}", std::process::id()));
         fs::create_dir_all(&place).unwrap();
+        let open = Open(place.clone());
         fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).unwrap();
         let program = place.join("turnserver");
         fs::copy(env!("CARGO_BIN_EXE_turnserver"), &program).unwrap();
@@ -176,7 +190,7 @@ mod activation {
         let write = format!("cat \"$3\" > {file:?}; chmod 644 {file:?}");
         let change =
             format!("exec setpriv --reuid {NOBODY} --clear-groups --bounding-set=-all {program:?} --config {file:?}");
-        Some(Manager::with(&format!("{write}; {change}"), sockets).start(config))
+        Some((Manager::with(&format!("{write}; {change}"), sockets).start(config), open))
     }
 
     // As with a socket of systemd, whose owner is root. TCP sockets are shared. A UDP socket has one worker, which gets all
@@ -185,7 +199,7 @@ mod activation {
     fn without_the_right_to_share_the_port_one_worker_serves_udp_and_all_serve_tcp() {
         let ((udp, udp_at), (tcp, tcp_at)) = (udp(), tcp());
         let config = format!("workers = 2\n{}", with_listeners(&[udp_at], &[tcp_at], ""));
-        let Some(server) = start_as_nobody(&[udp.as_fd(), tcp.as_fd()], &config) else { return };
+        let Some((server, _open)) = start_as_nobody(&[udp.as_fd(), tcp.as_fd()], &config) else { return };
         let missing = server.wait_for_log(is("socket-missing"));
         assert!(missing.message().starts_with("only 1 of 2 workers serve this listener"), "{missing:?}");
         assert_eq!((missing.field("transport").as_deref(), count(&server, "socket-missing")), (Some("udp"), 1));
@@ -207,7 +221,7 @@ mod activation {
         let second = reuse_port(address);
         let config = with_listeners(&[address], &[], "");
         let sockets = [first.as_fd(), second.as_fd()];
-        let Some(server) = start_as_nobody(&sockets, &format!("workers = 2\n{config}")) else { return };
+        let Some((server, _open)) = start_as_nobody(&sockets, &format!("workers = 2\n{config}")) else { return };
         let clients: Vec<Client> = (0..24).map(|_| Client::new(address)).collect();
         clients.iter().for_each(has_allocation);
         assert_eq!(count(&server, "socket-missing"), 0);

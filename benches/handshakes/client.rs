@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -14,6 +14,8 @@ use tokio_rustls::rustls::{
     self, ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, SignatureScheme, StreamOwned,
     SupportedProtocolVersion,
 };
+
+use turnserver::clock::Clock;
 
 use crate::Outcome;
 
@@ -59,17 +61,16 @@ impl Load {
 
     /// Runs the clients for a while.
     pub(crate) fn run(&self, server: SocketAddr, duration: Duration) -> Outcome<Tally> {
-        let began = Instant::now();
-        let until = began + duration;
+        let clock = Clock::start();
         let tallies: Outcome<Vec<Tally>> = std::thread::scope(|scope| {
             let clients: Vec<_> =
-                (0..self.clients).map(|_| scope.spawn(move || self.run_client(server, until))).collect();
+                (0..self.clients).map(|_| scope.spawn(move || self.run_client(server, clock, duration))).collect();
             clients
                 .into_iter()
                 .map(|client| client.join().unwrap_or_else(|_| Err("a client panicked".into())))
                 .collect()
         });
-        let elapsed = began.elapsed();
+        let elapsed = clock.elapsed();
         Ok(tallies?.iter().fold(Tally { elapsed, ..Tally::default() }, |sum, tally| Tally {
             handshakes: sum.handshakes + tally.handshakes,
             resumed: sum.resumed + tally.resumed,
@@ -77,10 +78,10 @@ impl Load {
         }))
     }
 
-    fn run_client(&self, server: SocketAddr, until: Instant) -> Outcome<Tally> {
+    fn run_client(&self, server: SocketAddr, clock: Clock, duration: Duration) -> Outcome<Tally> {
         let config = Arc::new(self.config()?);
         let mut tally = Tally::default();
-        while Instant::now() < until {
+        while clock.elapsed() < duration {
             let kind = connect(&config, server)?;
             tally.handshakes += 1;
             tally.resumed += u64::from(kind == Some(HandshakeKind::Resumed));

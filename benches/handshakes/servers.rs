@@ -4,7 +4,9 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use turnserver::clock::Clock;
 
 use crate::Outcome;
 
@@ -95,7 +97,7 @@ impl Server {
                      [relay]\naddresses = [\"127.0.0.1\"]\nports = \"49152-50151\"\n\
                      [auth]\nsecrets = [\"a secret for the benchmark\"]\n\
                      [limits]\nconnections-per-source = 0\n\
-                     [control]\nsocket = \"none\"\n[log]\nlevel = \"warn\"\n[offload]\nmode = \"off\"\n"
+                     [control]\nsocket = \"\"\n[log]\nlevel = \"warn\"\n[offload]\nmode = \"off\"\n"
                 );
                 fs::write(&path, text)?;
                 command.arg("--config").arg(path);
@@ -114,9 +116,9 @@ impl Server {
         let output = fs::File::create(directory.file(&format!("{kind:?}.log")))?;
         let child = command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).spawn()?;
         let server = Self { child, address };
-        let deadline = Instant::now() + START;
+        let clock = Clock::start();
         while TcpStream::connect(address).is_err() {
-            if Instant::now() > deadline {
+            if clock.elapsed() > START {
                 let log = fs::read_to_string(directory.file(&format!("{kind:?}.log"))).unwrap_or_default();
                 return Err(format!("{kind:?} does not listen:\n{log}").into());
             }

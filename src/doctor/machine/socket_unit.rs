@@ -122,7 +122,7 @@ mod tests {
         let fitting = config("[listen]\ntcp = [\"[::]:443\"]\n[http]\nlisten = [\"127.0.0.1:9641\"]\n");
         let finding = unit.examine(&fitting);
         assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, "systemd passes sockets to the service: 4"));
-        let finding = unit.examine(&config("[control]\nsocket = \"none\"\n"));
+        let finding = unit.examine(&config("[control]\nsocket = \"\"\n"));
         assert_eq!(finding.status, Status::Warning);
         assert!(finding.what.ends_with(": 443, 127.0.0.1:9641, /run/turnserver/control.sock"), "{finding:?}");
     }
