@@ -113,7 +113,8 @@ impl RunningServer<'_> {
 
     /// Lets the kernel refuse connections to the sockets that the service manager has passed and that no listener uses.
     fn refuse_unused(&self) {
-        let users = Users::new(&self.config, self.listeners.endpoints(), &self.http.listeners.addresses());
+        let services = [self.http.listeners.addresses(), self.fronts.service.listeners.addresses()].concat();
+        let users = Users::new(&self.config, self.listeners.endpoints(), &services);
         self.listeners.passed().refuse_unused(|place| users.has(place));
     }
 

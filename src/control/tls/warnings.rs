@@ -30,18 +30,22 @@ pub(super) fn warnings(files: &CertificateFiles, setup: &Setup, now: u64) -> Vec
     }
     if own.is_self_signed() {
         warnings.push(format!(
-            "`{key}`: the certificate in `{file}` is self-signed, so browsers reject it, and a call does not ask the              user: get one from an authority that browsers trust, for example Let's Encrypt, or install it on every              client"
+            "`{key}`: the certificate in `{file}` is self-signed, so browsers reject it, and a call does not ask the \
+             user: get one from an authority that browsers trust, for example Let's Encrypt, or install it on every \
+             client"
         ));
     }
     if own.is_nameless() {
         warnings.push(format!(
-            "`{key}`: the certificate in `{file}` has no subjectAltName, so browsers and most other clients reject it,              because they ignore its subject ({}): get one with the name of the server in its subjectAltName",
+            "`{key}`: the certificate in `{file}` has no subjectAltName, so browsers and most other clients reject it, \
+             because they ignore its subject ({}): get one with the name of the server in its subjectAltName",
             own.subject
         ));
     }
     for weakness in weaknesses(std::iter::once(own).chain(&setup.issuers)) {
         warnings.push(format!(
-            "`{key}`: {weakness}, so browsers reject the certificate in `{file}`: get one from an authority that signs              with SHA-256 and keys of at least 2048 bits (RSA) or on the curve P-256"
+            "`{key}`: {weakness}, so browsers reject the certificate in `{file}`: get one from an authority that signs \
+             with SHA-256 and keys of at least 2048 bits (RSA) or on the curve P-256"
         ));
     }
     warnings.extend(early_warning(files, own, now));
