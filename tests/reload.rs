@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 62] = [
+    const LIVE: [(&str, &str); 63] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
