@@ -265,6 +265,10 @@ mod activation {
             has_allocation(&kept);
             has_allocation(&Client::connect(other_at));
         }
+        // The service manager waits for connections while the server does not run.
+        assert!(!SockRef::from(&tcp).is_listener().unwrap());
+        fixture.server.terminate();
+        assert!(SockRef::from(&tcp).is_listener().unwrap() && SockRef::from(&other).is_listener().unwrap());
     }
 
     #[test]

@@ -161,6 +161,17 @@ impl PassedSockets {
     }
 }
 
+impl Drop for PassedSockets {
+    /// Lets all TCP sockets listen again: when the service has stopped, systemd regards the unit of a socket that does not
+    /// listen as failed.
+    fn drop(&mut self) {
+        for own in self.all.iter().filter(|own| matches!(own.place, Place::Tcp(_))) {
+            // If it fails, systemd says so.
+            let _ = tcp::listen(&own.socket);
+        }
+    }
+}
+
 impl PassedSocket {
     pub(crate) fn place(&self) -> &Place {
         &self.place
