@@ -2,6 +2,8 @@
 //!
 //! docs/performance.md explains the figures. Both get the same connections over loopback, in turns.
 
+#![allow(clippy::indexing_slicing, reason = "a benchmark fails by panicking")]
+
 #[path = "../versus_coturn/interrupt.rs"]
 mod interrupt;
 /// What the files of the other benchmark refer to.
@@ -24,12 +26,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Parser;
 use rcgen::{CertificateParams, KeyPair};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore};
+use turnserver::clock::Clock;
 
 use load::Outcome;
 use output::{print, print_progress};
@@ -93,7 +96,7 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
     let (front, ours) = start_front(&program, &directory.0, site.address)?;
     let bytes = arguments.gibibytes * GIB;
     if arguments.check {
-        let began = Instant::now();
+        let began = Clock::start();
         site.respond_with(bytes);
         let received = download(ours, true)?;
         let took = began.elapsed().as_secs_f64();
@@ -212,7 +215,7 @@ impl Side<'_> {
         let hello = hello()?;
         let mut times = Vec::with_capacity(REQUESTS);
         for _ in 0..REQUESTS {
-            let began = Instant::now();
+            let began = Clock::start();
             let mut stream = TcpStream::connect(self.address)?;
             stream.write_all(&hello)?;
             stream.read_exact(&mut [0])?;
@@ -268,7 +271,7 @@ fn free() -> Outcome<SocketAddr> {
 
 /// Waits until a program accepts connections.
 fn wait_for(address: SocketAddr, server: &Server) -> Outcome<()> {
-    let began = Instant::now();
+    let began = Clock::start();
     while TcpStream::connect(address).is_err() {
         if began.elapsed() > Duration::from_secs(20) {
             return Err(format!("nothing listens at {address}:\n{}", server.last_lines()).into());
