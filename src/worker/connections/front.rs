@@ -12,6 +12,7 @@ use super::{Admitted, CloseReason, handshake, proxy_header, stream};
 use crate::net::tls::{self, Usage};
 use crate::proxy_protocol;
 use crate::transport::Transport;
+use crate::turn::Deadline;
 use crate::worker::Worker;
 
 /// Serves a client that has just connected. `plain`: the listener also serves clients without TLS.
@@ -27,54 +28,12 @@ pub(in crate::worker) async fn serve(
     }) else {
         return;
     };
-    let (deadline, late) = if plain {
-        (timeouts.first_request, CloseReason::Idle)
-    } else {
-        (timeouts.tls_handshake, CloseReason::HandshakeTimeout)
-    };
-    let mut admitted = if admitted.wait.is_some() {
-        // A connection keeps the memory of its present part alone.
-        let Some(identified) = Box::pin(identify(&worker, admitted, &stream, deadline)).await else { return };
-        identified
-    } else {
-        admitted
-    };
-    let Some(deadline) = worker.upgrade().map(|worker| {
-        let now = worker.borrow().shell.now().monotonic;
-        deadline.saturating_sub(now.since(began))
-    }) else {
-        return;
-    };
-    let evicted = admitted.place.evicted();
-    let first = tokio::select! {
-        first = first_byte(&stream) => first,
-        () = sleep(deadline) => Err(late),
-        () = evicted.notified() => Err(CloseReason::Evicted),
-    };
-    let first = match first {
-        // A header begins like neither TLS nor STUN, and no client sends ChannelData first.
-        Ok(first) if proxy_protocol::FIRST_BYTES.contains(&first) => {
-            let unexpected = tokio::select! {
-                unexpected = Box::pin(unexpected(&stream, plain)) => unexpected,
-                () = sleep(deadline) => late,
-                () = evicted.notified() => CloseReason::Evicted,
-            };
-            Err(unexpected)
-        }
-        first => first,
-    };
+    let limit = if plain { timeouts.first_request } else { timeouts.tls_handshake };
+    // A connection keeps the memory of its present part alone.
+    let started = Box::pin(start(&worker, admitted, &stream, plain, Deadline::after(began, limit))).await;
+    let Some((mut admitted, first)) = started else { return };
     let Some(this) = worker.upgrade() else { return };
     let now = this.borrow().shell.now().monotonic;
-    let first = match first {
-        Ok(first) => first,
-        Err(close) => {
-            let mut this = this.borrow_mut();
-            if close == CloseReason::ProxyHeaderUnexpected {
-                this.shell.events.proxy_not_listed(now, admitted.tuple);
-            }
-            return this.connection_ended(&admitted.tuple, close);
-        }
-    };
     let acceptor = this.borrow().shell.snapshot.tls.clone();
     let is_tls = first == tls::HANDSHAKE_RECORD;
     match (acceptor, plain) {
@@ -104,18 +63,62 @@ pub(in crate::worker) async fn serve(
     }
 }
 
+/// Reads the header if the connection is from a proxy, and returns the first byte after it, which remains in the socket.
+/// `None` if the connection has ended.
+async fn start(
+    worker: &Weak<RefCell<Worker>>,
+    admitted: Admitted,
+    stream: &TcpStream,
+    plain: bool,
+    until: Deadline,
+) -> Option<(Admitted, u8)> {
+    let admitted = if admitted.wait.is_some() { identify(worker, admitted, stream, until).await? } else { admitted };
+    let evicted = admitted.place.evicted();
+    let first = async {
+        match first_byte(stream).await {
+            // A header begins like neither TLS nor STUN, and no client sends ChannelData first.
+            Ok(first) if proxy_protocol::FIRST_BYTES.contains(&first) => Err(unexpected(stream, plain).await),
+            first => first,
+        }
+    };
+    let late = if plain { CloseReason::Idle } else { CloseReason::HandshakeTimeout };
+    let first = tokio::select! {
+        first = first => first,
+        () = sleep(left(worker, until)) => Err(late),
+        () = evicted.notified() => Err(CloseReason::Evicted),
+    };
+    match first {
+        Ok(first) => Some((admitted, first)),
+        Err(close) => {
+            let this = worker.upgrade()?;
+            let mut this = this.borrow_mut();
+            if close == CloseReason::ProxyHeaderUnexpected {
+                let now = this.shell.now().monotonic;
+                this.shell.events.proxy_not_listed(now, admitted.tuple);
+            }
+            this.connection_ended(&admitted.tuple, close);
+            None
+        }
+    }
+}
+
+/// Returns the time until a deadline; zero if the worker has ended.
+fn left(worker: &Weak<RefCell<Worker>>, until: Deadline) -> Duration {
+    worker.upgrade().map_or(Duration::ZERO, |worker| until.left(worker.borrow().shell.now().monotonic))
+}
+
 /// Reads the header of a proxy, and gives the connection the addresses in it. `None` if the connection has ended.
 async fn identify(
     worker: &Weak<RefCell<Worker>>,
     admitted: Admitted,
     stream: &TcpStream,
-    deadline: Duration,
+    until: Deadline,
 ) -> Option<Admitted> {
     let (proxy, evicted) = (admitted.tuple, admitted.place.evicted());
     let wait = admitted.wait.as_ref()?;
     let header = tokio::select! {
         header = wait.header(stream) => header,
-        () = sleep(deadline) => Err(CloseReason::ProxyHeaderTimeout),
+        () = sleep(left(worker, until)) => Err(CloseReason::ProxyHeaderTimeout),
         () = evicted.notified() => Err(CloseReason::Evicted),
     };
     let this = worker.upgrade()?;

@@ -145,7 +145,7 @@ pub(super) struct Admitted {
     pub(super) tuple: FiveTuple,
     place: Place,
     /// The connection must begin with a PROXY header. Until then, the client is the proxy.
-    wait: Option<Wait>,
+    wait: Option<Box<Wait>>,
 }
 
 impl Worker {
@@ -159,7 +159,8 @@ impl Worker {
         // A proxy hides its clients, so it may have any number of connections.
         let limits = ConnectionLimits { per_source: 0, ..self.shell.snapshot.connection_limits };
         let mut admitted = self.count_admitted(real, transport, &limits)?;
-        admitted.wait = Some(Waiting::begin(&self.shell.connections.waiting, Source::of(real.client.ip())));
+        let wait = Waiting::begin(&self.shell.connections.waiting, Source::of(real.client.ip()));
+        admitted.wait = Some(Box::new(wait));
         Some(admitted)
     }
 
