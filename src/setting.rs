@@ -23,6 +23,13 @@ settings! {
     TLS_PRIVATE_KEY = "tls.private-key";
     TLS_CERTIFICATES_CERTIFICATE = "tls.certificates.certificate";
     TLS_CERTIFICATES_PRIVATE_KEY = "tls.certificates.private-key";
+    TLS_ACME = "tls.acme";
+    TLS_ACME_DIRECTORY = "tls.acme.directory";
+    TLS_ACME_DIRECTORY_CA_FILE = "tls.acme.directory-ca-file";
+    TLS_ACME_DOMAINS = "tls.acme.domains";
+    TLS_ACME_CHALLENGE = "tls.acme.challenge";
+    TLS_ACME_EAB_KEY_FILE = "tls.acme.eab-key-file";
+    TLS_ACME_STATE_DIRECTORY = "tls.acme.state-directory";
     RELAY_ADDRESSES = "relay.addresses";
     RELAY_EXTERNAL = "relay.external";
     RELAY_PORTS = "relay.ports";

@@ -117,6 +117,26 @@ impl<'c> Comparison<'c> {
         self.fronts();
     }
 
+    /// Compares the keys of `[tls.acme]`.
+    fn acme(&mut self) {
+        let acme = |config: &Config| config.tls.as_ref().and_then(|tls| tls.acme.clone());
+        let mut shown = |key, value: fn(super::Acme) -> Option<String>| {
+            self.shown(key, |config| acme(config).and_then(value).unwrap_or_else(not_set));
+        };
+        shown("tls.acme.domains", |acme| Some(list(acme.domains)));
+        shown("tls.acme.contact", |acme| acme.contact);
+        shown("tls.acme.directory", |acme| Some(acme.directory));
+        shown("tls.acme.directory-ca-file", |acme| acme.directory_ca.map(|path| path.display().to_string()));
+        // It must be true.
+        shown("tls.acme.terms-agreed", |_| Some("true".to_owned()));
+        shown("tls.acme.eab-key-id", |acme| acme.external_account.map(|account| account.key_id));
+        shown("tls.acme.challenge", |acme| Some(acme.challenge.as_str().to_owned()));
+        shown("tls.acme.state-directory", |acme| Some(acme.state_directory.display().to_string()));
+        self.hidden("tls.acme.eab-key-file", |config| {
+            config.tls.as_ref()?.acme.as_ref()?.external_account.as_ref().map(|account| &account.key)
+        });
+    }
+
     fn general(&mut self) {
         self.shown("realm", |config| config.realm.clone());
         self.shown("hostname", |config| config.hostname.clone().unwrap_or_else(not_set));
@@ -148,6 +168,7 @@ impl<'c> Comparison<'c> {
         self.shown("tls.certificates.private-key", |config| {
             list(further_certificates(config).map(|files| files.private_key.display()))
         });
+        self.acme();
     }
 
     fn relay(&mut self) {
@@ -286,7 +307,7 @@ fn by_name<'c, T>(secrets: impl Iterator<Item = (&'c String, T)>) -> Vec<(&'c St
 }
 
 fn default_certificate(config: &Config) -> Option<&CertificateFiles> {
-    certificates(config).find(|files| !files.is_further)
+    certificates(config).find(|files| !files.is_further && !files.is_ordered)
 }
 
 fn further_certificates(config: &Config) -> impl Iterator<Item = &CertificateFiles> {

@@ -60,7 +60,7 @@ pub(super) fn http(top: &Section<'_>, report: &mut Report<'_>) -> Http {
     if tls && top.value("tls").is_none() {
         report.error(
             &section.span("tls"),
-            "`http.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`",
+            "`http.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`, or `[tls.acme]`",
         );
     }
     let metrics_from: Vec<IpNet> =

@@ -20,6 +20,7 @@ use crate::privacy::{ClientAddresses, Usernames};
 use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
 
+mod acme;
 mod address_hint;
 mod addresses;
 mod alternate;
@@ -45,6 +46,7 @@ mod syntax;
 mod tests;
 mod tls;
 
+pub use acme::{Acme, AcmeChallenge, ExternalAccount};
 pub use changes::Change;
 pub use duration::{DurationError, format_duration, parse_duration};
 pub use http_keys::{KEY_NAME_RULE, is_key_name};
@@ -114,6 +116,8 @@ pub struct Config {
 pub struct Tls {
     /// At least one. The first one is the default: for clients that name no server, and for unknown names.
     pub certificates: Vec<CertificateFiles>,
+    /// How the server orders the default certificate; `None` if somebody else renews its files.
+    pub acme: Option<Acme>,
 }
 
 /// The files of a certificate.
@@ -125,6 +129,8 @@ pub struct CertificateFiles {
     pub private_key: PathBuf,
     /// Whether it is one of `[[tls.certificates]]`.
     pub is_further: bool,
+    /// Whether the server orders it by itself. Then one file has both the certificate and the key, and it may be missing.
+    pub is_ordered: bool,
 }
 
 impl CertificateFiles {
@@ -132,9 +138,11 @@ impl CertificateFiles {
     #[must_use]
     pub fn settings(&self) -> [&'static str; 2] {
         use crate::setting::{
-            TLS_CERTIFICATE, TLS_CERTIFICATES_CERTIFICATE, TLS_CERTIFICATES_PRIVATE_KEY, TLS_PRIVATE_KEY,
+            TLS_ACME, TLS_CERTIFICATE, TLS_CERTIFICATES_CERTIFICATE, TLS_CERTIFICATES_PRIVATE_KEY, TLS_PRIVATE_KEY,
         };
-        if self.is_further {
+        if self.is_ordered {
+            [TLS_ACME, TLS_ACME]
+        } else if self.is_further {
             [TLS_CERTIFICATES_CERTIFICATE, TLS_CERTIFICATES_PRIVATE_KEY]
         } else {
             [TLS_CERTIFICATE, TLS_PRIVATE_KEY]
@@ -721,13 +729,14 @@ impl Config {
         credentials::warn_of_keys_without_realm(&top, &auth, report);
         let hostname = general::hostname(&top, report);
         let fronts = front::fronts(&top, &listen, &http, hostname.as_deref(), report);
-        let other_tls = http.tls || !fronts.is_empty();
+        let tls = tls::tls(&top, &listen, http.tls || !fronts.is_empty(), report);
+        acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, report);
         Self {
             realm: general::realm(&top, report),
             hostname,
             workers,
             drain_deadline: general::drain_deadline(&top, report),
-            tls: tls::tls(&top, &listen, other_tls, report),
+            tls,
             listen,
             proxies,
             relay,

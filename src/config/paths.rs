@@ -38,10 +38,16 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         ];
         keys.map(|(name, key)| Some((name, table.get_ref().get(key)?.get_ref().as_str()?)))
     });
+    let acme = document.get("tls").and_then(|tls| tls.get_ref().get("acme"));
+    let of_acme =
+        [(setting::TLS_ACME_EAB_KEY_FILE, "eab-key-file"), (setting::TLS_ACME_DIRECTORY_CA_FILE, "directory-ca-file")]
+            .into_iter()
+            .map(|(name, key)| Some((name, acme?.get_ref().get(key)?.get_ref().as_str()?)));
     let named = keys
         .into_iter()
         .map(|(name, table, key)| Some((name, document.get(table)?.get_ref().get(key)?.get_ref().as_str()?)))
         .chain(further)
+        .chain(of_acme)
         .flatten();
     named
         .filter(|(_, value)| !value.starts_with(CREDENTIALS))

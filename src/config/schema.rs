@@ -42,9 +42,24 @@ pub(super) const TOP: TableKeys = TableKeys {
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
-pub(super) const TLS: TableKeys = TableKeys { path: "tls", keys: &["certificate", "private-key", "certificates"] };
+pub(super) const TLS: TableKeys =
+    TableKeys { path: "tls", keys: &["certificate", "private-key", "certificates", "acme"] };
 pub(super) const TLS_CERTIFICATE: TableKeys =
     TableKeys { path: "tls.certificates", keys: &["certificate", "private-key"] };
+pub(super) const ACME: TableKeys = TableKeys {
+    path: "tls.acme",
+    keys: &[
+        "domains",
+        "contact",
+        "directory",
+        "directory-ca-file",
+        "terms-agreed",
+        "eab-key-id",
+        "eab-key-file",
+        "challenge",
+        "state-directory",
+    ],
+};
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
     TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
@@ -96,6 +111,7 @@ pub(super) const ALL: &[&TableKeys] = &[
     &LISTEN,
     &TLS,
     &TLS_CERTIFICATE,
+    &ACME,
     &RELAY,
     &AUTH,
     &USER,

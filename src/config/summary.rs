@@ -83,7 +83,11 @@ impl fmt::Display for Summary<'_> {
             write!(f, "\n         a PROXY header is expected from {}", proxies.join(", "))?;
         }
 
-        for files in tls.iter().flat_map(|tls| &tls.certificates) {
+        if let Some(acme) = tls.as_ref().and_then(|tls| tls.acme.as_ref()) {
+            write!(f, "\ntls      ordered for {} from {}", acme.domains.join(", "), acme.directory)?;
+            write!(f, "\n         kept in {}", acme.state_directory.display())?;
+        }
+        for files in tls.iter().flat_map(|tls| &tls.certificates).filter(|files| !files.is_ordered) {
             let (certificate, key) = (files.certificate.display(), files.private_key.display());
             let label = if files.is_further { "        " } else { "tls     " };
             write!(f, "\n{label} {certificate}, with the key in {key}")?;

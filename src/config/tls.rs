@@ -4,10 +4,9 @@
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::paths;
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{CertificateFiles, Tls, schema};
+use super::{CertificateFiles, Tls, acme, paths, schema};
 use crate::transport::Endpoint;
 
 /// `other`: HTTP listeners or fronts use the certificates.
@@ -19,13 +18,28 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &
             let span = top.value("listen").and_then(|listen| listen.get_ref().get("tls")).map(toml::Spanned::span);
             report.error(
                 &span.unwrap_or_default(),
-                "`listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`",
+                "`listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`, or `[tls.acme]`",
             );
         }
         return None;
     };
     let header = top.span("tls");
-    let default = files(&section, "`[tls]`", false, &header, report);
+    let has_acme = section.value("acme").is_some();
+    if let (true, Some(given)) = (has_acme, section.value("certificate").or_else(|| section.value("private-key"))) {
+        report.error(
+            &given.span(),
+            "`[tls]` has both a certificate and `acme`: remove `certificate` and `private-key` to let the server order \
+             its certificate, or remove `acme`",
+        );
+        return None;
+    }
+    let acme = acme::acme(&section, report);
+    let default = match &acme {
+        Some(acme) => Some(acme.files()),
+        // Its errors have been reported.
+        None if has_acme => None,
+        None => files(&section, "`[tls]`", false, &header, report),
+    };
     let mut certificates = vec![default];
     for table in section.tables("certificates", report) {
         let section = Section::new(&schema::TLS_CERTIFICATE, table.get_ref(), report);
@@ -60,7 +74,7 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &
             );
         }
     }
-    Some(Tls { certificates: certificates? })
+    Some(Tls { certificates: certificates?, acme })
 }
 
 /// Reads the two paths of a certificate. `what` has them.
@@ -73,7 +87,7 @@ fn files(
 ) -> Option<CertificateFiles> {
     let mut path = |key| path(section, what, key, header, report);
     let (certificate, private_key) = (path("certificate"), path("private-key"));
-    Some(CertificateFiles { certificate: certificate?, private_key: private_key?, is_further })
+    Some(CertificateFiles { certificate: certificate?, private_key: private_key?, is_further, is_ordered: false })
 }
 
 fn path(
@@ -84,7 +98,8 @@ fn path(
     report: &mut Report<'_>,
 ) -> Option<PathBuf> {
     let Some(value) = section.value(key) else {
-        report.error(header, format!("{what} has no `{key}`: set the path of the PEM file"));
+        let or = if section.name(key).starts_with("`tls.certificates") { "" } else { ", or set `[tls.acme]`" };
+        report.error(header, format!("{what} has no `{key}`: set the path of the PEM file{or}"));
         return None;
     };
     let path = section.string(key, report)?;

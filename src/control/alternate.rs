@@ -96,8 +96,9 @@ mod tests {
         let mut config = Config::parse(text, "t.toml").unwrap();
         config.alternate.tls_servers = vec!["10.0.0.5:443".parse().unwrap()];
         assert_eq!(own_server(&config, &[]), None);
-        let files = CertificateFiles { certificate: "c.pem".into(), private_key: "k.pem".into(), is_further: false };
-        config.tls = Some(config::Tls { certificates: vec![files] });
+        let [certificate, private_key] = ["c.pem", "k.pem"].map(Into::into);
+        let files = CertificateFiles { certificate, private_key, is_further: false, is_ordered: false };
+        config.tls = Some(config::Tls { certificates: vec![files], acme: None });
         assert_eq!(own_server(&config, &[]), "10.0.0.5:443".parse().ok());
     }
 

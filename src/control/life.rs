@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep, timeout_at};
 
+use super::acme::{Acme, Pending};
 use super::api::Published;
 use super::commands::{Command, Request};
 use super::failed::FailedListeners;
@@ -142,6 +143,8 @@ pub(super) struct RunningServer<'a> {
     pub(super) published: watch::Sender<Published>,
     /// `Some` if `[tls]` is set.
     pub(super) certificates: Option<Certificates>,
+    /// Orders the certificate if `[tls.acme]` is set.
+    pub(super) acme: Acme,
     pub(super) service: Service,
     pub(super) offload: &'a Offload,
     /// The workers that are stalled.
@@ -199,6 +202,7 @@ impl RunningServer<'_> {
                     let replacement = self.certificates.as_mut().and_then(Certificates::poll);
                     self.replace_certificates(replacement).await;
                 }
+                pending = self.acme.pending() => self.use_challenges(pending).await,
                 () = self.addresses.due() => {
                     self.follow_addresses().await;
                     status.iter_mut().for_each(Interval::reset_immediately);
@@ -292,13 +296,27 @@ impl RunningServer<'_> {
     /// log may connect at once and expect the new certificate.
     async fn replace_certificates(&mut self, replacement: Option<Replacement>) {
         let Some(replacement) = replacement else { return };
-        self.reconfigure(Snapshot { tls: Some(replacement.acceptor()), ..(*self.snapshot()).clone() }).await;
+        let acceptor = replacement.acceptor().with_challenges(Arc::clone(&self.inputs.challenges));
+        self.reconfigure(Snapshot { tls: Some(acceptor), ..(*self.snapshot()).clone() }).await;
         if let Some(certificates) = &self.certificates {
             let current = certificates.published();
             self.published.send_modify(|published| published.certificates = current);
             self.publish_urls();
             certificates.log_replacement(&replacement);
         }
+        // The first certificate adds URLs.
+        let certificate = self.certificates.as_ref().and_then(Certificates::current);
+        self.entry.print(self.addresses.choice(), certificate);
+    }
+
+    /// Lets the workers and the HTTP server respond to challenges of an authority, and to no others.
+    async fn use_challenges(&mut self, pending: Pending) {
+        let Pending { challenges, in_use } = pending;
+        self.inputs.challenges = Arc::clone(&challenges);
+        let tls = self.snapshot().tls.clone().map(|acceptor| acceptor.with_challenges(Arc::clone(&challenges)));
+        self.reconfigure(Snapshot { tls, challenges, ..(*self.snapshot()).clone() }).await;
+        // The thread may have ended.
+        let _ = in_use.send(());
     }
 
     /// Reads the addresses of this machine again, and passes a change to the workers.

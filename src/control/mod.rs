@@ -1,6 +1,7 @@
 //! The start, the signals and the stop of the process.
 
 mod account;
+mod acme;
 mod addresses;
 mod alternate;
 mod api;
@@ -46,6 +47,7 @@ use crate::setting::{AUTH_SECRETS, STATIC_USER_ALLOCATIONS};
 use crate::transport::Endpoint;
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
+use acme::Acme;
 use failed::FailedListeners;
 use front::Fronts;
 use http_listeners::{NewServiceListeners, ServiceListeners, ServiceThread};
@@ -176,7 +178,9 @@ pub fn run_with_sockets(
     };
     let (published, publications) = watch::channel(published);
     let (commands, requests) = commands::commands();
+    let mut acme = Acme::new();
     let api = api::Inputs {
+        acme: acme.published(),
         workers: prepared.controls.clone(),
         ledger: Arc::clone(&prepared.ledger),
         published: publications,
@@ -205,6 +209,7 @@ pub fn run_with_sockets(
         privacy: Arc::clone(&prepared.snapshot.privacy),
     })?;
     entry.print(prepared.addresses.choice(), certificate);
+    acme.configure(&config);
     tracing::info!(event = "ready", workers = workers.threads.len(), "ready");
 
     let server = RunningServer {
@@ -224,6 +229,7 @@ pub fn run_with_sockets(
         workers: &prepared.controls,
         published,
         certificates: prepared.certificates,
+        acme,
         service: Service::from_environment(),
         offload: &prepared.offload,
         stalled: Vec::new(),
@@ -422,8 +428,12 @@ impl<'a> BrowserEntry<'a> {
         if choice.addresses.is_empty() {
             return Vec::new();
         }
-        let mut urls = urls::urls(&self.config, &self.endpoints, choice, certificate);
-        urls.extend(self.fronts.iter().filter(|url| !urls.contains(url)).cloned().collect::<Vec<_>>());
+        // A server that still orders its certificate has no TLS.
+        let has_tls = |endpoint: &&Endpoint| certificate.is_some() || !endpoint.transport.is_encrypted();
+        let endpoints: Vec<Endpoint> = self.endpoints.iter().filter(has_tls).copied().collect();
+        let mut urls = urls::urls(&self.config, &endpoints, choice, certificate);
+        let of_fronts = self.fronts.iter().filter(|url| certificate.is_some() && !urls.contains(url));
+        urls.extend(of_fronts.cloned().collect::<Vec<_>>());
         urls
     }
 

@@ -273,6 +273,8 @@ impl RunningServer<'_> {
         if let Some(change) = addresses {
             change.log();
         }
+        // It may need the listeners.
+        self.acme.configure(&config);
         let (http, fronts) = (http_closed.and(http_changed), fronts_closed.and(fronts_changed));
         let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);

@@ -11,7 +11,7 @@ use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
 use crate::clock;
 use crate::config::{self, Config};
-use crate::net::tls::Acceptor;
+use crate::net::tls::{Acceptor, Challenges};
 use crate::privacy::Privacy;
 use crate::transport::Transport;
 use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
@@ -36,6 +36,8 @@ pub(super) struct SnapshotInputs {
     pub(super) former_realms: Vec<String>,
     /// The indices of the interfaces that have the XDP program.
     pub(super) offload_interfaces: Arc<BTreeSet<u32>>,
+    /// The challenges of an authority that are pending.
+    pub(super) challenges: Arc<Challenges>,
 }
 
 /// Builds the snapshot of a configuration with the present addresses. `tls` serves TLS handshakes.
@@ -54,6 +56,7 @@ pub(super) fn snapshot(
         connections,
         former_realms,
         offload_interfaces,
+        challenges,
     } = inputs;
     let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
     let users = &config.auth.users;
@@ -96,7 +99,8 @@ pub(super) fn snapshot(
             in_all: *connections,
         },
         timeouts: Timeouts { tls_handshake, first_request, idle, unauthenticated },
-        tls,
+        tls: tls.map(|acceptor| acceptor.with_challenges(Arc::clone(challenges))),
+        challenges: Arc::clone(challenges),
         privacy: Arc::new(Privacy::new(config.log.client_addresses, config.log.usernames, *log_key)),
         offload_interfaces: Arc::clone(offload_interfaces),
         proxies: config.proxies.as_slice().into(),

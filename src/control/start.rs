@@ -188,6 +188,7 @@ pub(super) fn prepare(
         connections,
         former_realms: Vec::new(),
         offload_interfaces: offloading.interfaces,
+        challenges: Arc::default(),
     };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.

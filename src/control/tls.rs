@@ -57,14 +57,19 @@ pub struct CheckedCertificate {
 #[must_use]
 pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
     let now = clock::unix_seconds();
-    let loaded: Vec<Result<Setup, TlsError>> = tls.certificates.iter().map(|files| files::load(files, now)).collect();
+    let loaded: Vec<Result<Option<Setup>, TlsError>> =
+        tls.certificates.iter().map(|files| files::load(files, now)).collect();
     let pairs = || tls.certificates.iter().zip(&loaded);
     // If one is unusable, it may be the one for the name.
     let usable: Option<Vec<(&CertificateFiles, &Setup)>> =
-        pairs().map(|(files, setup)| Some((files, setup.as_ref().ok()?))).collect();
+        pairs().map(|(files, setup)| Some((files, setup.as_ref().ok()?.as_ref()?))).collect();
     let shared = usable.map(|usable| warnings::of_all(&usable, hostname)).unwrap_or_default();
-    let checked = |(place, (files, setup)): (usize, (&CertificateFiles, &Result<Setup, TlsError>))| {
+    let checked = |(place, (files, setup)): (usize, (&CertificateFiles, &Result<Option<Setup>, TlsError>))| {
         let result = setup.as_ref().map_err(TlsError::clone).map(|setup| {
+            let Some(setup) = setup else {
+                let names = tls.acme.as_ref().map(|acme| acme.domains.join(", ")).unwrap_or_default();
+                return (format!("{names}; there is none yet, and the server orders it"), Vec::new());
+            };
             let mut warnings = warnings::warnings(files, setup, now);
             warnings.extend(shared.iter().filter(|(of, _)| *of == place).map(|(_, warning)| warning.clone()));
             (describe(&setup.certificate), warnings)
@@ -74,13 +79,14 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
     pairs().enumerate().map(checked).collect()
 }
 
-/// Loads the default certificate if it has not expired at `now`.
+/// Loads the default certificate if it has not expired at `now`. `None` if the server has not ordered it yet, or if this
+/// user may not read it.
 ///
 /// # Errors
 /// If it is unusable.
 pub(super) fn load_default(tls: &Tls, now: u64) -> Result<Option<Certificate>, TlsError> {
     let default = tls.certificates.first().map(|files| files::load(files, now)).transpose()?;
-    Ok(default.map(|setup| setup.certificate))
+    Ok(default.flatten().map(|setup| setup.certificate))
 }
 
 const LOADED: &str = "certificate loaded";
@@ -135,23 +141,26 @@ impl Certificates {
     }
 
     fn acceptor(&self) -> Acceptor {
-        Acceptor::new(self.all.iter().map(|own| own.current.clone()).collect())
+        Acceptor::new(self.all.iter().filter_map(|own| own.current.clone()).collect())
     }
 
-    /// Returns the default certificate.
+    /// Returns the default certificate; `None` if the server has not ordered it yet.
     pub(super) fn current(&self) -> Option<&Certificate> {
-        self.all.first().map(|own| &own.current.certificate)
+        self.all.first()?.current.as_ref().map(|current| &current.certificate)
     }
 
     /// Returns the certificates in use with their files.
     pub(super) fn published(&self) -> Arc<[PublishedCertificate]> {
-        let published = |(place, own): (usize, &Watched)| PublishedCertificate {
-            file: own.files.certificate.clone(),
-            certificate: own.current.certificate.clone(),
-            key_type: own.current.key_type(),
-            is_default: place == 0,
+        let published = |(place, own): (usize, &Watched)| {
+            let current = own.current.as_ref()?;
+            Some(PublishedCertificate {
+                file: own.files.certificate.clone(),
+                certificate: current.certificate.clone(),
+                key_type: current.key_type(),
+                is_default: place == 0,
+            })
         };
-        self.all.iter().enumerate().map(published).collect()
+        self.all.iter().enumerate().filter_map(published).collect()
     }
 
     /// Reads the files that have changed. The caller passes new certificates to the workers and then to
@@ -160,8 +169,9 @@ impl Certificates {
         let now = clock::unix_seconds();
         let mut messages = Vec::new();
         for (place, own) in self.all.iter_mut().enumerate() {
+            let message = if own.current.is_some() { REPLACED } else { LOADED };
             if own.poll(now) {
-                messages.push((place, REPLACED));
+                messages.push((place, message));
             }
         }
         (!messages.is_empty()).then(|| Replacement { acceptor: self.acceptor(), messages })
@@ -178,21 +188,25 @@ impl Certificates {
         hostname: Option<&str>,
     ) -> Result<(Self, Replacement), TlsError> {
         let now = clock::unix_seconds();
-        let loaded = Self::prepare(tls, hostname, now)?;
+        let mut loaded = Self::prepare(tls, hostname, now)?;
         let mut messages = Vec::new();
-        for (place, new) in loaded.all.iter().enumerate() {
-            let predecessor = present.and_then(|present| present.predecessor(place, &new.files));
-            let certificate = &new.current.certificate;
-            if predecessor.is_some_and(|old| old.current.certificate.is_valid_at(now))
-                && let Some(early) = early_warning(&new.files, certificate, now)
+        for (place, new) in loaded.all.iter_mut().enumerate() {
+            let predecessor = present.and_then(|present| present.predecessor(place, &new.files)?.current.as_ref());
+            // The former certificate stays in use until the server has ordered the new one.
+            let current = new.current.take().or_else(|| predecessor.cloned());
+            if let Some(new_one) = &current
+                && predecessor.is_some_and(|old| old.certificate.is_valid_at(now))
+                && let Some(early) = early_warning(&new.files, &new_one.certificate, now)
             {
                 return Err(TlsError(early));
             }
+            let certificate = current.as_ref().map(|current| &current.certificate);
             let message = match predecessor {
-                Some(old) if old.current.certificate == *certificate => "certificate reloaded, unchanged",
+                Some(old) if certificate == Some(&old.certificate) => "certificate reloaded, unchanged",
                 Some(_) => REPLACED,
                 None => LOADED,
             };
+            new.current = current;
             messages.push((place, message));
         }
         let replacement = Replacement { acceptor: loaded.acceptor(), messages };
@@ -213,6 +227,10 @@ impl Certificates {
         for (place, own) in self.all.iter().enumerate() {
             let Some((_, message)) = new(place) else { continue };
             let Watched { files, current, .. } = own;
+            let Some(current) = current else {
+                log_missing(files);
+                continue;
+            };
             let certificate = &current.certificate;
             tracing::info!(
                 event = "certificate", names = certificate.all_names(), issuer = certificate.issuer,
@@ -223,11 +241,21 @@ impl Certificates {
                 tracing::warn!(event = "certificate-warning", "{warning}");
             }
         }
-        let all: Vec<(&CertificateFiles, &Setup)> = self.all.iter().map(|own| (&own.files, &own.current)).collect();
+        let all = self.all.iter().filter_map(|own| Some((&own.files, own.current.as_ref()?)));
+        let all: Vec<(&CertificateFiles, &Setup)> = all.collect();
         for (_, warning) in warnings::of_all(&all, self.hostname.as_deref()) {
             tracing::warn!(event = "certificate-warning", "{warning}");
         }
     }
+}
+
+/// Logs that the server orders a certificate, and has none until then.
+fn log_missing(files: &CertificateFiles) {
+    tracing::warn!(
+        event = "certificate-missing", file = %files.certificate.display(),
+        "there is no certificate yet. The server orders it now: `acme-ordered` in the log says when TLS is there, and \
+         `acme-failed` why it is not. Until then, TLS handshakes end with an alert; everything else is served"
+    );
 }
 
 /// Waits until the next check of the files is due; forever without a certificate. Cancel-safe.

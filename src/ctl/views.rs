@@ -288,10 +288,32 @@ pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
         fields.add("expires", &expires);
         lines.extend(fields.lines());
     }
-    if lines.is_empty() {
-        lines.push("no certificate: [tls] is not set".to_owned());
+    match response.get("acme") {
+        Some(acme) => lines.extend(orders(acme, now)),
+        None if lines.is_empty() => lines.push("no certificate: [tls] is not set".to_owned()),
+        None => {}
     }
     lines
+}
+
+/// Returns the lines about the certificate that the server orders by itself.
+fn orders(acme: &Value, now: u64) -> Vec<String> {
+    let time = |field: &str| acme.get(field).and_then(Value::as_u64);
+    let ago = |field: &str| time(field).map(|at| format!("{} ago", duration(now.saturating_sub(at))));
+    let mut fields = Fields::default();
+    fields.add("ordered for", &list(acme, "domains").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "));
+    fields.add("ordered from", text(acme, "directory"));
+    fields.add("state", text(acme, "state"));
+    if let Some(next) = time("next_try") {
+        let name = if number(acme, "failures") == 0 { "renewal" } else { "next try" };
+        fields.add(name, &format!("in {}", duration(next.saturating_sub(now))));
+    }
+    fields.add("last success", &ago("last_success").unwrap_or_else(|| "none".to_owned()));
+    if let Some(at) = ago("last_error_time") {
+        fields.add("last error", &format!("{at}: {}", text(acme, "last_error")));
+        fields.add("failures", &number(acme, "failures").to_string());
+    }
+    fields.lines()
 }
 
 /// Returns the lines of `offload`.

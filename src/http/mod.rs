@@ -519,7 +519,7 @@ async fn serve_connection<H: Handler>(
         (listener::Stream::Unix(stream), _) => requests(stream, client, connection, handler, times).await,
         (listener::Stream::Tcp(stream), None) => requests(stream, client, connection, handler, times).await,
         (listener::Stream::Tcp(stream), Some(Some(acceptor))) => {
-            if let Ok(Ok(stream)) = timeout(times.handshake, acceptor.accept_http(stream)).await {
+            if let Ok(Ok(Some(stream))) = timeout(times.handshake, acceptor.accept_http(stream)).await {
                 requests(stream, client, connection, handler, times).await;
             }
         }

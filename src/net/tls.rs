@@ -16,6 +16,7 @@ use zeroize::Zeroize as _;
 use crate::file;
 
 mod certificate;
+mod challenge;
 mod handshake;
 mod selection;
 #[cfg(test)]
@@ -23,6 +24,7 @@ pub(crate) mod tests;
 mod weakness;
 
 pub(crate) use certificate::{Certificate, date};
+pub(crate) use challenge::Challenges;
 pub(crate) use handshake::{Acceptor, Failure, HANDSHAKE_RECORD, Stream, Usage};
 pub(crate) use selection::{KeyType, for_client};
 pub(crate) use weakness::weaknesses;
@@ -38,6 +40,13 @@ pub(crate) struct Setup {
     pub(crate) issuers: Vec<Certificate>,
     /// The state of the certificate chain in the file.
     pub(crate) chain: Chain,
+}
+
+impl Setup {
+    /// Returns the certificate of the server, in DER.
+    pub(crate) fn der(&self) -> &[u8] {
+        self.certified.cert.first().map(|der| &**der).unwrap_or_default()
+    }
 }
 
 /// The state of a certificate chain.
@@ -114,17 +123,30 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     Ok(Setup { certified, certificate, issuers: issuers.collect(), chain: order })
 }
 
+/// Checks a certificate chain and its key, in PEM. The caller checks the names and the validity period.
+///
+/// # Errors
+/// The reason for which they cannot be used.
+pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Certificate, FileError> {
+    let chain = parse_certificates(chain)?;
+    let (mut ordered, _) = order(chain, &parse_key(key)?).map_err(|_| FileError::UnusableKey)?;
+    Ok(ordered.swap_remove(0).0)
+}
+
 type Parsed = (Certificate, CertificateDer<'static>);
 
 fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
     // The file often contains the key as well.
-    let bytes = file::read(path).map_err(FileError::Unreadable)?;
+    parse_certificates(&file::read(path).map_err(FileError::Unreadable)?)
+}
+
+fn parse_certificates(bytes: &[u8]) -> Result<Vec<Parsed>, FileError> {
     let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&bytes).collect::<Result<_, _>>().map_err(|_| FileError::BadPem)?;
+        CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>().map_err(|_| FileError::BadPem)?;
     if certificates.is_empty() {
-        return Err(if is_binary(&bytes) {
+        return Err(if is_binary(bytes) {
             FileError::Binary
-        } else if contains(&bytes, b"PRIVATE KEY-----") {
+        } else if contains(bytes, b"PRIVATE KEY-----") {
             FileError::OnlyKey
         } else {
             FileError::NoCertificate
@@ -138,13 +160,16 @@ fn read_certificates(path: &Path) -> Result<Vec<Parsed>, FileError> {
 }
 
 fn read_key(path: &Path) -> Result<Arc<dyn SigningKey>, FileError> {
-    let bytes = file::read(path).map_err(FileError::Unreadable)?;
-    if contains(&bytes, b"ENCRYPTED") {
+    parse_key(&file::read(path).map_err(FileError::Unreadable)?)
+}
+
+fn parse_key(bytes: &[u8]) -> Result<Arc<dyn SigningKey>, FileError> {
+    if contains(bytes, b"ENCRYPTED") {
         return Err(FileError::EncryptedKey);
     }
-    let mut key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|error| match error {
-        pem::Error::NoItemsFound if is_binary(&bytes) => FileError::Binary,
-        pem::Error::NoItemsFound if contains(&bytes, b"BEGIN CERTIFICATE-----") => FileError::OnlyCertificate,
+    let mut key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| match error {
+        pem::Error::NoItemsFound if is_binary(bytes) => FileError::Binary,
+        pem::Error::NoItemsFound if contains(bytes, b"BEGIN CERTIFICATE-----") => FileError::OnlyCertificate,
         pem::Error::NoItemsFound => FileError::NoKey,
         _ => FileError::BadPem,
     })?;

@@ -164,6 +164,8 @@ pub(crate) struct Snapshot {
     pub(crate) timeouts: Timeouts,
     /// Serves TLS handshakes; `None` without a certificate.
     pub(crate) tls: Option<tls::Acceptor>,
+    /// The challenges of an authority that are pending.
+    pub(crate) challenges: Arc<tls::Challenges>,
     /// What the log says about clients, peers and users.
     pub(crate) privacy: Arc<Privacy>,
     /// The indices of the interfaces that have the XDP program.

@@ -62,6 +62,7 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
             unauthenticated: Duration::from_secs(300),
         },
         tls: None,
+        challenges: Arc::default(),
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32])),
         offload_interfaces: Arc::default(),
         proxies: [].into(),

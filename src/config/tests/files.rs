@@ -82,6 +82,19 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
+    // There is one of both: the files of a certificate, or `acme`.
+    let (before, rest) = filled.split_once("#[tls.acme]").unwrap();
+    let (acme, after) = rest.split_once("\n\n").unwrap();
+    check_examples(&format!("{before}{after}"));
+    let (before, rest) = before.split_once("#[tls]\n").unwrap();
+    let (_, rest) = rest.split_once("\n\n").unwrap();
+    let acme = acme.replace("/etc/turnserver/eab-key", "Cargo.toml");
+    let config = check_examples(&format!("{before}{rest}#[tls.acme]{acme}\n\n{after}"));
+    assert_eq!(config.tls.unwrap().acme.unwrap().domains, ["turn.example.org"]);
+}
+
+/// Checks a configuration with all examples.
+fn check_examples(filled: &str) -> Config {
     let lines: Vec<&str> = filled
         .lines()
         .map(|line| match line.strip_prefix('#') {
@@ -98,6 +111,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
     assert_eq!(config.auth.users[0].name, "alice");
     assert_eq!(config.auth.secrets.len(), 1);
     assert_eq!(config.http.keys[0].name, "app");
+    config
 }
 
 #[test]

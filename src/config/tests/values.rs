@@ -144,13 +144,16 @@ fn every_value_is_parsed() {
                     certificate: "chain.pem".into(),
                     private_key: "/etc/key.pem".into(),
                     is_further: false,
+                    is_ordered: false,
                 },
                 CertificateFiles {
                     certificate: "/etc/web.pem".into(),
                     private_key: "web-key.pem".into(),
                     is_further: true,
+                    is_ordered: false,
                 },
             ],
+            acme: None,
         }),
         relay: Relay {
             addresses: RelayAddresses::Given(["10.0.0.5", "2001:db8::7"].map(|a| a.parse().unwrap()).to_vec()),

@@ -20,8 +20,8 @@ use super::{Access, Api, Inputs, Published, Reload};
 use crate::auth::{KeyHash, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, HttpKey, LogLevel, Offload as OffloadConfig, OffloadMode};
-use crate::control::commands;
 use crate::control::offload::Offload;
+use crate::control::{acme, commands};
 use crate::http::{Client, Handler as _, PeerCredentials, limits};
 use crate::privacy::{ClientAddresses, Privacy, Usernames};
 use crate::test_world::Blueprint;
@@ -61,6 +61,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         connection_limits: ConnectionLimits { per_source: 0, allocated_per_source: 0, in_all: 0 },
         timeouts: Timeouts { tls_handshake: second, first_request: second, idle: second, unauthenticated: second },
         tls: None,
+        challenges: Arc::default(),
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [7; 32])),
         offload_interfaces: Arc::default(),
         proxies: [].into(),
@@ -97,6 +98,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         }
     });
     let api = Api::new(Inputs {
+        acme: watch::channel(acme::Published::default()).1,
         workers: Vec::new(),
         ledger: blueprint.ledger(),
         published,

@@ -16,6 +16,7 @@ use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::{Api, PublishedCertificate, Reload};
+use crate::control::acme::{self, State, Status};
 use crate::front;
 use crate::http::response;
 use crate::stun::Method;
@@ -53,6 +54,7 @@ impl Api {
             started: self.started,
             certificates: Arc::clone(&published.certificates),
             reload: published.reload,
+            acme: self.acme.borrow().clone(),
             stalled: (0..self.workers.len()).map(|worker| stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),
@@ -71,6 +73,7 @@ struct Page {
     draining: bool,
     started: u64,
     certificates: Arc<[PublishedCertificate]>,
+    acme: acme::Published,
     reload: Reload,
     /// Whether each worker is stalled.
     stalled: Vec<bool>,
@@ -388,17 +391,62 @@ impl Page {
             (&HANDSHAKE_BOUNDS, MICROSECONDS),
             handshake_durations,
         )?;
-        if self.certificates.is_empty() {
-            return Ok(());
+        if !self.certificates.is_empty() {
+            let expiry = |own: &PublishedCertificate| (own.file.display().to_string(), own.certificate.not_after);
+            families.gauges(
+                "tls_certificate_expiry_timestamp",
+                "When a certificate expires, since the Unix epoch",
+                Some(&Unit::Seconds),
+                "file",
+                self.certificates.iter().map(expiry),
+            )?;
         }
-        let expiry = |own: &PublishedCertificate| (own.file.display().to_string(), own.certificate.not_after);
+        match &self.acme.status {
+            Some(status) => self.acme(status, families),
+            None => Ok(()),
+        }
+    }
+
+    fn acme(&self, status: &Status, families: &mut Families<'_, '_>) -> fmt::Result {
+        let acme::Published { succeeded, failed, .. } = self.acme;
+        families.counters(
+            "acme_orders",
+            "Certificates that the server has ordered by itself, by result",
+            None,
+            "result",
+            [("succeeded", succeeded), ("failed", failed)],
+        )?;
         families.gauges(
-            "tls_certificate_expiry_timestamp",
-            "When a certificate expires, since the Unix epoch",
-            Some(&Unit::Seconds),
-            "file",
-            self.certificates.iter().map(expiry),
-        )
+            "acme_state",
+            "1 for what the server does about its certificate",
+            None,
+            "state",
+            State::ALL.map(|state| (state.as_str(), u64::from(state == status.state))),
+        )?;
+        families.gauge(
+            "acme_failures",
+            "Orders of a certificate that have failed since the last one that succeeded",
+            None,
+            u64::from(status.failures),
+        )?;
+        let times = [
+            (
+                "acme_last_success_timestamp",
+                "When the last order of a certificate succeeded, since the Unix epoch",
+                status.last_success,
+            ),
+            (
+                "acme_next_try_timestamp",
+                "When the server orders a certificate next, since the Unix epoch",
+                status.next_try,
+            ),
+        ];
+        for (name, help, time) in times {
+            if let Some(time) = time {
+                families.gauge(name, help, Some(&Unit::Seconds), time)?;
+            }
+        }
+        Ok(())
     }
 
     fn front(&self, families: &mut Families<'_, '_>) -> fmt::Result {

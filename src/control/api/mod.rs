@@ -31,6 +31,7 @@ use hyper::body::Bytes;
 use hyper::{Request, Response, StatusCode};
 use tokio::sync::watch;
 
+use super::acme;
 use super::commands::Commands;
 use super::offload::Offload;
 use super::start::WorkerControl;
@@ -88,6 +89,7 @@ pub(super) struct PublishedCertificate {
 /// The state of the server, as far as the HTTP server reads it.
 #[derive(Debug)]
 pub(super) struct Inputs {
+    pub(super) acme: watch::Receiver<acme::Published>,
     pub(super) workers: Vec<WorkerControl>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) published: watch::Receiver<Published>,
@@ -147,7 +149,12 @@ enum Route<'p> {
     Steer(Resource<'p>, PeerCredentials),
     Credentials(Form<'p>),
     Test(Page),
+    /// The token of a challenge (RFC 8555 §8.3).
+    Challenge(&'p str),
 }
+
+/// The path of a challenge, before its token.
+const CHALLENGE: &str = "/.well-known/acme-challenge/";
 
 impl<'p> Route<'p> {
     fn of(client: &Client, path: &'p str) -> Option<Self> {
@@ -156,6 +163,9 @@ impl<'p> Route<'p> {
             ("/readyz", _) => Some(Self::Readiness),
             ("/metrics", _) => Some(Self::Metrics),
             (_, Client::Process(process)) => Some(Self::Steer(Resource::at(path)?, *process)),
+            (_, Client::Address(_)) if path.starts_with(CHALLENGE) => {
+                Some(Self::Challenge(path.strip_prefix(CHALLENGE)?))
+            }
             (_, Client::Address(_)) => Form::of(path).map(Self::Credentials).or_else(|| Page::of(path).map(Self::Test)),
         }
     }
@@ -177,6 +187,7 @@ impl Handler for Api {
                 const METHODS: &str = "GET, HEAD";
                 response::refuse_method(request.method(), METHODS).or_else(|| self.deny(client, request))
             }
+            Route::Challenge(_) => response::refuse_method(request.method(), "GET, HEAD"),
             Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
             Route::Credentials(form) => self.refuse_credentials(form, client, request),
             Route::Test(page) => self.refuse_page(page, request),
@@ -192,6 +203,7 @@ impl Handler for Api {
     async fn handle(&self, client: &Client, request: Request<Bytes>) -> Response<Full<Bytes>> {
         match Route::of(client, request.uri().path()) {
             None => not_found(),
+            Some(Route::Challenge(token)) => self.challenge(token),
             Some(Route::Health) => self.health(),
             Some(Route::Readiness) => self.readiness(),
             Some(Route::Metrics) => self.metrics(&request).await,

@@ -15,7 +15,12 @@ use crate::net::tls::{self, Certificate, FileError, LoadError, Setup, date};
 ///
 /// A machine without a clock battery boots in the past, and its clock is set later. A certificate that is not yet valid
 /// is therefore usable.
-pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Setup, TlsError> {
+///
+/// A certificate that the server orders by itself may be missing (`None`) or expired: then the server orders another one.
+pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Option<Setup>, TlsError> {
+    if files.is_ordered {
+        return Ok(tls::load(&files.certificate, &files.private_key).ok());
+    }
     let setup = tls::load(&files.certificate, &files.private_key).map_err(|error| unusable(files, error))?;
     let end = setup.certificate.not_after;
     if end < now {
@@ -26,7 +31,7 @@ pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Setup, TlsError
             date(end)
         )));
     }
-    Ok(setup)
+    Ok(Some(setup))
 }
 
 fn unusable(files: &CertificateFiles, error: LoadError) -> TlsError {
@@ -91,8 +96,8 @@ fn stamps(files: &CertificateFiles) -> [Stamp; 2] {
 #[derive(Debug)]
 pub(super) struct Watched {
     pub(super) files: CertificateFiles,
-    /// The certificate in use.
-    pub(super) current: Setup,
+    /// The certificate in use; `None` until the server has ordered it.
+    pub(super) current: Option<Setup>,
     /// The stamps of the files when they were last read.
     seen: [Stamp; 2],
     /// Why the files are unusable.
@@ -106,7 +111,7 @@ impl Watched {
     pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Self, TlsError> {
         let seen = stamps(files);
         let current = load(files, now)?;
-        let next_warning = next_warning(&current.certificate, now);
+        let next_warning = current.as_ref().map_or(now, |current| next_warning(&current.certificate, now));
         Ok(Self { files: files.clone(), current, seen, failure: None, failure_logged: false, next_warning })
     }
 
@@ -123,10 +128,11 @@ impl Watched {
                 self.log_failure();
             }
         }
-        let next = next_warning(&self.current.certificate, now);
+        let Some(current) = &self.current else { return is_replaced };
+        let next = next_warning(&current.certificate, now);
         if now >= self.next_warning {
             self.next_warning = next;
-            if let Some(warning) = expiry_warning(&self.files, &self.current.certificate, now) {
+            if let Some(warning) = expiry_warning(&self.files, &current.certificate, now) {
                 tracing::warn!(event = "certificate-warning", "{warning}");
             }
         }
@@ -140,19 +146,23 @@ impl Watched {
         if seen != std::mem::replace(&mut self.seen, seen) {
             self.failure_logged = false;
         }
+        let is_valid = self.current.as_ref().is_some_and(|current| current.certificate.is_valid_at(now));
         let usable = load(&self.files, now).and_then(|setup| {
+            let Some(setup) = setup else { return Ok(None) };
             // A valid certificate is not replaced by one that clients reject. The next polls retry.
             let early = early_warning(&self.files, &setup.certificate, now);
-            match early.filter(|_| self.current.certificate.is_valid_at(now)) {
+            match early.filter(|_| is_valid) {
                 Some(early) => Err(TlsError(early)),
-                None => Ok(setup),
+                None => Ok(Some(setup)),
             }
         });
         match usable {
             Ok(setup) => {
                 self.failure = None;
-                self.current = setup;
-                true
+                // Without a file, the certificate stays in use until the server has ordered another one.
+                let is_replaced = setup.is_some();
+                self.current = setup.or(self.current.take());
+                is_replaced
             }
             Err(error) => {
                 self.failure = Some(error);

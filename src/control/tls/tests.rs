@@ -20,7 +20,8 @@ impl Directory {
 
     fn write(&self, authority: &Authority, issued: &Issued) -> Tls {
         let [certificate, private_key] = authority.write(issued, &self.0);
-        Tls { certificates: vec![CertificateFiles { certificate, private_key, is_further: false }] }
+        let files = CertificateFiles { certificate, private_key, is_further: false, is_ordered: false };
+        Tls { certificates: vec![files], acme: None }
     }
 }
 
@@ -98,7 +99,7 @@ async fn an_expiring_certificate_is_logged_once_a_day() {
     certificates.all[0].next_warning = now;
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("expires in 5 d, on "), "{lines:?}");
-    certificates.all[0].current.certificate.not_after = now - 60;
+    certificates.all[0].current.as_mut().unwrap().certificate.not_after = now - 60;
     certificates.all[0].next_warning = now;
     let lines = logged(|| (0..5).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains(" expired on "), "{lines:?}");
@@ -112,7 +113,7 @@ async fn the_expiry_itself_is_logged_and_then_each_hour() {
     let now = clock::unix_seconds();
     let tls = directory.write(&authority, &authority.issue(&["localhost"]));
     let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
-    let certificate = certificates.all[0].current.certificate.clone();
+    let certificate = certificates.all[0].current.as_ref().unwrap().certificate.clone();
     let until = |not_after| {
         let mut certificate = certificate.clone();
         certificate.not_after = not_after;
@@ -150,6 +151,45 @@ async fn a_certificate_that_is_not_yet_valid_is_used_with_a_warning() {
     let lines = logged(|| (0..3).for_each(|_| poll(&mut certificates)));
     assert!(lines.len() == 1 && lines[0].contains("ERROR") && lines[0].contains("not yet valid"), "{lines:?}");
     assert_eq!(certificates.current().unwrap().serial, valid.serial);
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_server_orders_may_be_missing_and_the_former_one_serves_until_it_is_there() {
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("ordered"));
+    let file = directory.0.join("certificate.pem");
+    let files =
+        CertificateFiles { certificate: file.clone(), private_key: file.clone(), is_further: false, is_ordered: true };
+    let ordered = Tls { certificates: vec![files], acme: None };
+    let mut loaded = None;
+    let lines = logged(|| loaded = Some(Certificates::load(&ordered, None).unwrap()));
+    assert!(lines.len() == 1 && lines[0].contains("certificate-missing"), "{lines:?}");
+    let (mut certificates, _) = loaded.unwrap();
+    assert!(certificates.current().is_none() && certificates.published().is_empty());
+    assert!(matches!(&check(&ordered, None)[..], [CheckedCertificate { result: Ok(_), .. }]));
+    let write = |issued: &Issued| fs::write(&file, format!("{}{}", issued.key, authority.chain(issued))).unwrap();
+
+    let first = authority.issue(&["localhost"]);
+    write(&first);
+    let lines = logged(|| poll(&mut certificates));
+    assert!(lines.len() == 1 && lines[0].contains("certificate loaded"), "{lines:?}");
+    // A file that goes away, or an expired certificate, is the business of the thread that orders it.
+    fs::remove_file(&file).unwrap();
+    assert_eq!(logged(|| (0..3).for_each(|_| poll(&mut certificates))), [""; 0]);
+    assert_eq!(certificates.current().unwrap().serial, first.serial);
+    let (reloaded, _) = Certificates::reload(Some(&certificates), &ordered, None).unwrap();
+    assert_eq!(reloaded.current().unwrap().serial, first.serial);
+    let now = clock::unix_seconds();
+    let expired = authority.issue_for(&["localhost"], now - 90 * DAY, now - DAY);
+    write(&expired);
+    let (started, _) = Certificates::load(&ordered, None).unwrap();
+    assert_eq!(started.current().unwrap().serial, expired.serial);
+
+    // Files of somebody else are replaced by an order: they serve until then.
+    fs::remove_file(&file).unwrap();
+    let own = directory.write(&authority, &authority.issue(&["localhost"]));
+    let (given, _) = Certificates::load(&own, None).unwrap();
+    let (reloaded, _) = Certificates::reload(Some(&given), &ordered, None).unwrap();
+    assert_eq!(reloaded.current().unwrap().serial, given.current().unwrap().serial);
 }
 
 #[test]

@@ -69,13 +69,20 @@ pub(super) fn early_warning(files: &CertificateFiles, certificate: &Certificate,
 /// Returns the warning about a certificate that has expired or expires soon.
 pub(super) fn expiry_warning(files: &CertificateFiles, certificate: &Certificate, now: u64) -> Option<String> {
     let ([key, _], file, end) = (files.settings(), files.certificate.display(), certificate.not_after);
+    let (advice, warned) = if files.is_ordered {
+        // The authority chooses the life, and a short one is renewed late. A fifth of it is after the renewal.
+        let life = end.saturating_sub(certificate.not_before);
+        ("the log says why the server has not renewed it (`acme-failed`)", EXPIRY_WARNING.min(life / 5))
+    } else {
+        ("renew it", EXPIRY_WARNING)
+    };
     match end.checked_sub(now) {
         None => Some(format!(
-            "`{key}`: the certificate in `{file}` expired on {}, so clients reject it: renew it",
+            "`{key}`: the certificate in `{file}` expired on {}, so clients reject it: {advice}",
             date(end)
         )),
-        Some(left) if left < EXPIRY_WARNING => Some(format!(
-            "`{key}`: the certificate in `{file}` expires in {}, on {}: renew it",
+        Some(left) if left < warned => Some(format!(
+            "`{key}`: the certificate in `{file}` expires in {}, on {}: {advice}",
             HumanSeconds(left),
             date(end)
         )),

@@ -1,5 +1,6 @@
 //! The server side of a TLS handshake, with its limits, and the reasons for which TLS fails.
 
+use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::Setup;
+use super::challenge::Challenges;
 
 /// The application protocols of the server (RFC 7443 §2), in the order of preference.
 pub(super) const ALPN: [&[u8]; 2] = [TURN, NAT_DISCOVERY];
@@ -35,9 +37,12 @@ const MAX_BUFFERED: usize = 16 * 1024;
 /// The largest capacity, in bytes, that an empty record buffer keeps. A larger buffer is freed.
 const MAX_IDLE_CAPACITY: usize = 4 * 1024;
 
-/// Performs handshakes. Clones share the certificates.
+/// Performs handshakes, and responds to the challenges of an authority. Clones share the certificates.
 #[derive(Clone, Debug)]
-pub(crate) struct Acceptor(pub(super) Arc<ServerConfig>);
+pub(crate) struct Acceptor {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) challenges: Arc<Challenges>,
+}
 
 /// A connection whose ClientHello was read.
 pub(crate) struct Hello<S>(StartHandshake<LimitedStream<S>>);
@@ -78,6 +83,8 @@ pub(crate) enum Failure {
     Violation,
     /// The client sent more bytes than any handshake needs.
     TooLong,
+    /// The client was an authority (RFC 8737). It has got its response.
+    Challenge,
     /// The connection ended before the handshake was complete or without `close_notify`.
     Truncated,
     /// The connection failed.
@@ -85,9 +92,16 @@ pub(crate) enum Failure {
 }
 
 impl Acceptor {
-    /// Creates an acceptor with these certificates. The first one is the default.
+    /// Creates an acceptor with these certificates. The first one is the default. Without any, a handshake ends with an
+    /// alert (access_denied).
     pub(crate) fn new(certificates: Vec<Setup>) -> Self {
-        Self(Arc::new(super::server_config(certificates)))
+        Self { config: Arc::new(super::server_config(certificates)), challenges: Arc::default() }
+    }
+
+    /// Returns the same acceptor with other challenges.
+    #[must_use]
+    pub(crate) fn with_challenges(self, challenges: Arc<Challenges>) -> Self {
+        Self { challenges, ..self }
     }
 
     /// Reads the ClientHello of a new connection, which takes little time of the processor. The caller sets the
@@ -104,17 +118,24 @@ impl Acceptor {
         hello.map(Hello).map_err(|error| Failure::of(&error))
     }
 
-    /// Performs the handshake of an HTTP client, with the same certificates.
+    /// Performs the handshake of an HTTP client, with the same certificates. The stream is `None` if the client was an
+    /// authority that has got its response (RFC 8737).
     ///
     /// # Errors
     /// If the handshake fails.
-    pub(crate) async fn accept_http<S>(&self, stream: S) -> io::Result<TlsStream<S>>
+    pub(crate) async fn accept_http<S>(&self, stream: S) -> io::Result<Option<TlsStream<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let mut config = ServerConfig::clone(&self.0);
+        let hello = LazyConfigAcceptor::new(HelloReader::default(), stream).await?;
+        if let Some(challenge) = self.challenges.of_hello(&hello.client_hello()) {
+            let mut stream = hello.into_stream(challenge).await?;
+            poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await?;
+            return Ok(None);
+        }
+        let mut config = ServerConfig::clone(&self.config);
         config.alpn_protocols = vec![HTTP.to_vec()];
-        tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await
+        hello.into_stream(Arc::new(config)).await.map(Some)
     }
 
     /// Agrees on a key and signs, which takes up to a few milliseconds before this returns. The future sends the
@@ -130,9 +151,17 @@ impl Acceptor {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let bound = |session: &mut rustls::ServerConnection| session.set_buffer_limit(Some(MAX_BUFFERED));
-        let accept = hello.0.into_stream_with(Arc::clone(&self.0), bound);
-        async {
+        let challenge = self.challenges.of_hello(&hello.0.client_hello());
+        let is_challenge = challenge.is_some();
+        let config = challenge.unwrap_or_else(|| Arc::clone(&self.config));
+        let accept = hello.0.into_stream_with(config, bound);
+        async move {
             let mut stream = accept.await.map_err(|error| Failure::of(&error))?;
+            if is_challenge {
+                // RFC 8737 §3: the connection serves nothing else. The authority may have closed it.
+                let _ = poll_fn(|cx| Pin::new(&mut stream).poll_shutdown(cx)).await;
+                return Err(Failure::Challenge);
+            }
             let (limited, session) = stream.get_mut();
             limited.remaining = None;
             let usage = if session.alpn_protocol() == Some(NAT_DISCOVERY) { Usage::NatDiscovery } else { Usage::Turn };
@@ -158,7 +187,8 @@ impl Failure {
                 InvalidMessage::InvalidContentType | InvalidMessage::UnknownProtocolVersion,
             )) => Self::NotTls,
             Some(rustls::Error::NoApplicationProtocol) => Self::NoApplicationProtocol,
-            Some(rustls::Error::PeerIncompatible(_)) => Self::Incompatible,
+            // The server has no certificate yet.
+            Some(rustls::Error::PeerIncompatible(_) | rustls::Error::General(_)) => Self::Incompatible,
             Some(rustls::Error::AlertReceived(_)) => Self::Alert,
             Some(_) => Self::Violation,
             None if error.kind() == io::ErrorKind::UnexpectedEof => Self::Truncated,

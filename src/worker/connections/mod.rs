@@ -428,6 +428,8 @@ close_reasons! {
     NoApplicationProtocol = "no-application-protocol",
     /// The client and the server have no TLS version, cipher suite or signature scheme in common.
     Incompatible = "tls-incompatible",
+    /// The client was an authority that checked a name of this server (RFC 8737). It has got its response.
+    Challenge = "acme-challenge",
     /// The client sent a TLS alert, for example because it does not trust the certificate.
     Alert = "tls-alert-from-client",
     /// The client violated the TLS protocol.
@@ -454,7 +456,7 @@ close_reasons! {
 
 impl CloseReason {
     /// The reasons for which TLS handshakes fail.
-    pub(crate) const OF_HANDSHAKES: [Self; 11] = [
+    pub(crate) const OF_HANDSHAKES: [Self; 12] = [
         Self::Truncated,
         Self::Evicted,
         Self::Broken,
@@ -464,6 +466,7 @@ impl CloseReason {
         Self::NotTls,
         Self::NoApplicationProtocol,
         Self::Incompatible,
+        Self::Challenge,
         Self::Alert,
         Self::Violation,
     ];
@@ -484,6 +487,7 @@ impl From<Failure> for CloseReason {
             Failure::NotTls => Self::NotTls,
             Failure::NoApplicationProtocol => Self::NoApplicationProtocol,
             Failure::Incompatible => Self::Incompatible,
+            Failure::Challenge => Self::Challenge,
             Failure::Alert => Self::Alert,
             Failure::Violation => Self::Violation,
             Failure::TooLong => Self::HandshakeTooLong,

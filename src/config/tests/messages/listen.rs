@@ -8,7 +8,7 @@ const TLS: &str = "[tls]\ncertificate = \"c.pem\"\nprivate-key = \"k.pem\"\n";
 fn tls_listeners_require_a_certificate_and_vice_versa() {
     assert_eq!(
         error("[listen]\ntls = [\"[::]:5349\"]"),
-        "2:7: `listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`"
+        "2:7: `listen.tls` needs a certificate: set `certificate` and `private-key` in `[tls]`, or `[tls.acme]`"
     );
     let without = "`[tls]` has no effect, because `listen.tls` and `listen.tcp` are empty: set one, for example \
                    tls = [\"[::]:5349\"], or remove `[tls]`";
@@ -19,8 +19,8 @@ fn tls_listeners_require_a_certificate_and_vice_versa() {
     assert_eq!(
         errors(&format!("{listen}[tls]")),
         [
-            "3:1: `[tls]` has no `certificate`: set the path of the PEM file",
-            "3:1: `[tls]` has no `private-key`: set the path of the PEM file",
+            "3:1: `[tls]` has no `certificate`: set the path of the PEM file, or set `[tls.acme]`",
+            "3:1: `[tls]` has no `private-key`: set the path of the PEM file, or set `[tls.acme]`",
         ]
     );
     assert_eq!(

@@ -1,0 +1,372 @@
+//! The state directory: the key of the account, the certificate and its key. Each file is replaced as a whole.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Seek as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use instant_acme::AccountCredentials;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use super::failure::Failure;
+use super::schedule::Validity;
+use crate::config::Acme;
+use crate::file;
+use crate::net::tls;
+use crate::setting::TLS_ACME_STATE_DIRECTORY;
+
+/// The mode of each file.
+const MODE: u32 = 0o600;
+/// The mode of the directory, if the server creates it.
+const DIRECTORY_MODE: u32 = 0o700;
+/// The bytes that are reserved for a certificate before it is ordered.
+const RESERVED: usize = 64 * 1024;
+/// The first line of the certificate file, before the URL of the directory.
+const ORDERED_FROM: &str = "# Ordered by turnserver from ";
+
+/// The state directory, which no other server uses.
+#[derive(Debug)]
+pub(super) struct Store {
+    directory: PathBuf,
+    certificate: PathBuf,
+    /// Locked until it is dropped.
+    _lock: File,
+}
+
+/// The account of the server with an authority.
+pub(super) struct StoredAccount {
+    pub(super) credentials: AccountCredentials,
+    pub(super) contact: Option<String>,
+}
+
+/// A certificate in the state directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StoredCertificate {
+    pub(super) validity: Validity,
+    pub(super) names: Vec<String>,
+    /// The directory that it was ordered from.
+    pub(super) directory: String,
+    /// The certificate itself, in DER.
+    pub(super) der: Vec<u8>,
+}
+
+impl Store {
+    /// Opens the state directory, which is created if it is missing.
+    ///
+    /// # Errors
+    /// If it cannot be written, or another server uses it.
+    pub(super) fn open(acme: &Acme) -> Result<Self, Failure> {
+        let directory = acme.state_directory.clone();
+        let failed = |error: io::Error| unwritable(&directory, &error);
+        if !directory.exists() {
+            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory).map_err(failed)?;
+        }
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(directory.join("lock"));
+        let lock = lock.map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { directory, certificate: acme.files().certificate, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(Failure::new(format!(
+                "another server uses {}: set another `{TLS_ACME_STATE_DIRECTORY}` for each server",
+                directory.display()
+            ))),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
+        }
+    }
+
+    /// Makes sure that there is room for a certificate, before one is ordered.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub(super) fn reserve(&self) -> Result<Reserved, Failure> {
+        let path = temporary(&self.certificate);
+        let reserve = || {
+            let mut file = create(&path)?;
+            let reserved = file.write_all(&[b'\n'; RESERVED]).and_then(|()| file.sync_all());
+            // A full disk must not stay full because of this.
+            reserved.inspect_err(|_| drop(fs::remove_file(&path)))?;
+            Ok(Reserved { file, path: path.clone(), target: self.certificate.clone() })
+        };
+        reserve().map_err(|error| unwritable(&self.directory, &error))
+    }
+
+    /// Returns the account with a directory, if there is one.
+    ///
+    /// # Errors
+    /// If its file cannot be read.
+    pub(super) fn account(&self, directory: &str) -> Result<Option<StoredAccount>, Failure> {
+        let path = self.account_path(directory);
+        let bytes = match file::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::new(format!("{} cannot be read: {error}", path.display()))),
+        };
+        let parse = || {
+            let mut value: Value = serde_json::from_slice(&bytes).ok()?;
+            let contact = value.get("contact").and_then(Value::as_str).map(str::to_owned);
+            let credentials = serde_json::from_value(value.get_mut("account")?.take()).ok()?;
+            Some(StoredAccount { credentials, contact })
+        };
+        // The content is not shown: it has the key.
+        parse().map(Some).ok_or_else(|| {
+            Failure::new(format!("{} is damaged: remove it, and the server makes a new account", path.display()))
+        })
+    }
+
+    /// Keeps the account with a directory.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn keep_account(
+        &self,
+        directory: &str,
+        credentials: &AccountCredentials,
+        contact: Option<&str>,
+    ) -> Result<(), Failure> {
+        let path = self.account_path(directory);
+        let account = serde_json::to_value(credentials).map_err(|error| Failure::new(error.to_string()))?;
+        let text = json!({ "directory": directory, "contact": contact, "account": account });
+        let text = Zeroizing::new(text.to_string());
+        replace(&path, text.as_bytes()).map_err(|error| unwritable(&self.directory, &error))
+    }
+
+    /// Forgets the account with a directory. Returns whether there was one.
+    ///
+    /// # Errors
+    /// If its file cannot be removed.
+    pub(super) fn forget_account(&self, directory: &str) -> Result<bool, Failure> {
+        match fs::remove_file(self.account_path(directory)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(unwritable(&self.directory, &error)),
+        }
+    }
+
+    /// Returns the file of the account with a directory: one per directory, so that a trial with another authority does
+    /// not lose it.
+    fn account_path(&self, directory: &str) -> PathBuf {
+        let hash = Sha256::digest(directory.as_bytes());
+        let name: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        self.directory.join(format!("account-{name}.json"))
+    }
+
+    /// Returns the certificate in the state directory; `None` if there is no usable one.
+    pub(super) fn certificate(&self) -> Option<StoredCertificate> {
+        StoredCertificate::read(&self.certificate)
+    }
+}
+
+impl StoredCertificate {
+    fn read(path: &Path) -> Option<Self> {
+        let bytes = file::read(path).ok()?;
+        let setup = tls::load(path, path).ok()?;
+        let first = bytes.split(|byte| *byte == b'\n').next()?;
+        let directory = str::from_utf8(first).ok()?.strip_prefix(ORDERED_FROM)?.to_owned();
+        let names = setup.certificate.names.clone();
+        let validity = Validity { from: setup.certificate.not_before, to: setup.certificate.not_after };
+        Some(Self { validity, names, directory, der: setup.der().to_vec() })
+    }
+
+    /// Returns whether this is the certificate that the configuration wants, apart from its validity.
+    pub(super) fn fits(&self, acme: &Acme) -> bool {
+        is_for(&self.names, &acme.domains) && self.directory == acme.directory
+    }
+}
+
+/// Returns whether a certificate has these names and no others.
+pub(super) fn is_for(names: &[String], domains: &[String]) -> bool {
+    let contains = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
+    names.iter().all(|name| contains(domains, name)) && domains.iter().all(|name| contains(names, name))
+}
+
+/// Room for a certificate. Dropping it removes the file.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    file: File,
+    path: PathBuf,
+    target: PathBuf,
+}
+
+impl Reserved {
+    /// Puts the certificate and its key in the place of the former ones, in one step.
+    ///
+    /// # Errors
+    /// If the file system fails.
+    pub(super) fn keep(mut self, directory: &str, chain: &str, key: &str) -> Result<(), Failure> {
+        let text = Zeroizing::new(format!("{ORDERED_FROM}{directory}\n{key}{chain}"));
+        let keep = |file: &mut File| {
+            // The reserved bytes are overwritten in place, which needs no further room.
+            file.rewind()?;
+            file.write_all(text.as_bytes())?;
+            file.set_len(text.len() as u64)?;
+            file.sync_all()?;
+            rename(&self.path, &self.target)
+        };
+        keep(&mut self.file).map_err(|error| unwritable(&self.target, &error))
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        // After `keep`, there is no such file.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Creates a file that only this user may read. What an earlier run has left behind is replaced.
+fn create(path: &Path) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
+}
+
+/// Replaces a file as a whole: after a crash it has the old or the new content.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = temporary(path);
+    let written = create(&new).and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
+    written.and_then(|()| rename(&new, path)).inspect_err(|_| drop(fs::remove_file(&new)))
+}
+
+fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    // So that the new name outlives a crash.
+    File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn unwritable(path: &Path, error: &io::Error) -> Failure {
+    let advice = match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound => {
+            "; with systemd, set StateDirectory=turnserver in the unit; otherwise create the directory for the user of the \
+             server (install -d -m 700 -o turnserver)"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
+        _ => "",
+    };
+    Failure::new(format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+    use crate::config::AcmeChallenge;
+    use crate::test_certificates::Authority;
+
+    const DIRECTORY: &str = "https://acme.example.org/directory";
+
+    /// A state directory of this test, deleted when dropped.
+    struct Place(Acme);
+
+    impl Place {
+        fn new(name: &str) -> Self {
+            let directory = std::env::temp_dir().join(format!("turnserver-acme-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&directory);
+            Self(Acme {
+                domains: vec!["turn.example.org".to_owned(), "a.example.org".to_owned()],
+                contact: None,
+                directory: DIRECTORY.to_owned(),
+                directory_ca: None,
+                external_account: None,
+                challenge: AcmeChallenge::Auto,
+                state_directory: directory.join("state"),
+            })
+        }
+    }
+
+    impl Drop for Place {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(self.0.state_directory.parent().unwrap());
+        }
+    }
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn the_certificate_and_its_key_are_one_file_of_this_user_alone() {
+        let place = Place::new("certificate");
+        let store = Store::open(&place.0).unwrap();
+        assert_eq!(mode(&place.0.state_directory), 0o700);
+        assert_eq!(store.certificate(), None);
+        let authority = Authority::new(crate::clock::unix_seconds());
+        let issued = authority.issue(&["turn.example.org", "A.example.org"]);
+        store.reserve().unwrap().keep(DIRECTORY, &authority.chain(&issued), &issued.key).unwrap();
+        assert_eq!(mode(&place.0.files().certificate), 0o600);
+        let stored = store.certificate().unwrap();
+        assert!(stored.fits(&place.0), "{stored:?}");
+        // Another set of names, or another directory, needs another certificate.
+        let fewer = Acme { domains: vec!["turn.example.org".to_owned()], ..place.0.clone() };
+        let other = Acme { directory: "https://other.example.org/".to_owned(), ..place.0.clone() };
+        assert!(!stored.fits(&fewer) && !stored.fits(&other));
+        // Nothing else is left.
+        let mut names: Vec<_> =
+            fs::read_dir(&place.0.state_directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["certificate.pem", "lock"]);
+    }
+
+    #[test]
+    fn a_reservation_that_is_not_used_leaves_the_certificate_as_it_is() {
+        let place = Place::new("reservation");
+        let store = Store::open(&place.0).unwrap();
+        fs::write(place.0.files().certificate, "old").unwrap();
+        let reserved = store.reserve().unwrap();
+        assert_eq!(fs::metadata(&reserved.path).unwrap().len(), RESERVED as u64);
+        drop(reserved);
+        assert_eq!(fs::read(place.0.files().certificate).unwrap(), b"old");
+        assert_eq!(store.certificate(), None);
+        assert_eq!(fs::read_dir(&place.0.state_directory).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn an_account_is_kept_for_each_directory_and_a_damaged_one_is_an_error_without_its_content() {
+        let place = Place::new("account");
+        let store = Store::open(&place.0).unwrap();
+        assert!(store.account(DIRECTORY).unwrap().is_none());
+        let json = r#"{"id":"https://acme.example.org/1","key_pkcs8":"MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0","directory":"https://acme.example.org/directory"}"#;
+        let credentials: AccountCredentials = serde_json::from_str(json).unwrap();
+        store.keep_account(DIRECTORY, &credentials, Some("mailto:a@example.org")).unwrap();
+        let path = store.account_path(DIRECTORY);
+        assert_eq!(mode(&path), 0o600);
+        let account = store.account(DIRECTORY).unwrap().unwrap();
+        assert_eq!(serde_json::to_string(&account.credentials).unwrap(), json);
+        assert_eq!(account.contact.as_deref(), Some("mailto:a@example.org"));
+        assert!(store.account("https://other.example.org/").unwrap().is_none());
+        fs::write(&path, "{\"account\":{\"key_pkcs8\":\"SECRET\"}}").unwrap();
+        let Err(failure) = store.account(DIRECTORY) else { panic!("the account is damaged") };
+        assert!(failure.message.contains("is damaged") && !failure.message.contains("SECRET"), "{failure}");
+    }
+
+    #[test]
+    fn two_servers_do_not_share_a_state_directory() {
+        let place = Place::new("lock");
+        let first = Store::open(&place.0).unwrap();
+        let failure = Store::open(&place.0).unwrap_err();
+        assert!(failure.message.starts_with("another server uses "), "{failure}");
+        drop(first);
+        Store::open(&place.0).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_with_advice() {
+        let place = Place::new("unwritable");
+        fs::create_dir_all(place.0.state_directory.parent().unwrap()).unwrap();
+        // A file in place of the directory: root can write everything else.
+        fs::write(&place.0.state_directory, "").unwrap();
+        let failure = Store::open(&place.0).unwrap_err();
+        assert!(failure.message.contains("cannot be written (`tls.acme.state-directory`)"), "{failure}");
+        let denied = unwritable(Path::new("/x"), &io::ErrorKind::PermissionDenied.into());
+        assert!(denied.message.contains("StateDirectory=turnserver"), "{denied}");
+    }
+}
