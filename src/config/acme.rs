@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::general::check_host;
 use super::problem::{Report, closest, quoted};
 use super::reader::{Section, list};
-use super::{CertificateFiles, Http, Tls, paths, schema};
+use super::{CertificateFiles, Front, Http, Tls, paths, schema};
 use crate::auth::Secret;
 use crate::file;
 use crate::transport::Endpoint;
@@ -99,17 +99,19 @@ impl AcmeChallenge {
 
     /// Returns the challenges that a server with these listeners tries, in this order.
     #[must_use]
-    pub fn of_listeners(self, listen: &[Endpoint], http: &Http) -> Vec<Self> {
+    pub fn of_listeners(self, listen: &[Endpoint], http: &Http, fronts: &[Front]) -> Vec<Self> {
         if self != Self::Auto {
             return vec![self];
         }
-        let tls = listen.iter().any(|endpoint| endpoint.transport.is_connection()) || (http.tls && has_any(http));
-        let plain = !http.tls && has_any(http);
+        let has_front = !fronts.is_empty();
+        let of_clients = listen.iter().any(|endpoint| endpoint.transport.is_connection());
+        let tls = of_clients || (http.tls && has_any(http)) || has_front;
+        let plain = (!http.tls && has_any(http)) || has_front;
         let mut found = Vec::new();
         found.extend((tls || !plain).then_some(Self::TlsAlpn01));
         found.extend(plain.then_some(Self::Http01));
         // The one at its own port is likelier to succeed: the other needs a port forward.
-        let [tls_port, http_port] = reachable(listen, http);
+        let [tls_port, http_port] = reachable(listen, http, fronts);
         if http_port && !tls_port {
             found.reverse();
         }
@@ -122,12 +124,17 @@ fn has_any(http: &Http) -> bool {
 }
 
 /// Returns whether the server has TLS at port 443, and HTTP at port 80.
-fn reachable(listen: &[Endpoint], http: &Http) -> [bool; 2] {
+fn reachable(listen: &[Endpoint], http: &Http, fronts: &[Front]) -> [bool; 2] {
     // A TCP listener recognizes TLS by the first byte.
     let of_clients = listen.iter().filter(|endpoint| endpoint.transport.is_connection());
     let has = |port: u16, tls: bool| http.tls == tls && http.listen.iter().any(|address| address.port() == port);
     let mut addresses = of_clients.map(|endpoint: &Endpoint| -> SocketAddr { endpoint.address });
-    [addresses.any(|address| address.port() == HTTPS) || has(HTTPS, true), has(HTTP, false)]
+    // A front serves both.
+    let is_front = |port: u16| fronts.iter().any(|front| front.listen.port() == port);
+    [
+        addresses.any(|address| address.port() == HTTPS) || has(HTTPS, true) || is_front(HTTPS),
+        has(HTTP, false) || is_front(HTTP),
+    ]
 }
 
 /// Warns if no listener can respond to a challenge. A port forward of a NAT may still make it possible.
@@ -136,10 +143,11 @@ pub(super) fn warn_of_unreachable(
     tls: Option<&Tls>,
     listen: &[Endpoint],
     http: &Http,
+    fronts: &[Front],
     report: &mut Report<'_>,
 ) {
     let Some(acme) = tls.and_then(|tls| tls.acme.as_ref()) else { return };
-    let [tls_port, http_port] = reachable(listen, http);
+    let [tls_port, http_port] = reachable(listen, http, fronts);
     let advice = match acme.challenge {
         AcmeChallenge::Auto if !tls_port && !http_port => {
             "a TLS listener at port 443 (`listen.tls`), or an HTTP listener without TLS at port 80 (`http.listen`)"
@@ -350,6 +358,7 @@ fn read_key(path: &Path) -> Result<Secret, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
     use crate::transport::Transport;
 
     #[test]
@@ -374,12 +383,20 @@ mod tests {
         let udp = [at(Transport::Udp, 443)];
         let tls = [at(Transport::Tls, 5349)];
         let tcp = [at(Transport::Tcp, 443)];
-        assert_eq!(Auto.of_listeners(&tls, &http(None, false)), [TlsAlpn01]);
-        assert_eq!(Auto.of_listeners(&tls, &http(Some(80), false)), [Http01, TlsAlpn01]);
-        assert_eq!(Auto.of_listeners(&tls, &http(Some(8080), false)), [TlsAlpn01, Http01]);
-        assert_eq!(Auto.of_listeners(&tcp, &http(Some(80), false)), [TlsAlpn01, Http01]);
-        assert_eq!(Auto.of_listeners(&udp, &http(Some(443), true)), [TlsAlpn01]);
-        assert_eq!(Auto.of_listeners(&udp, &http(Some(80), false)), [Http01]);
-        assert_eq!(Http01.of_listeners(&tls, &http(None, false)), [Http01]);
+        assert_eq!(Auto.of_listeners(&tls, &http(None, false), &[]), [TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&tls, &http(Some(80), false), &[]), [Http01, TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&tls, &http(Some(8080), false), &[]), [TlsAlpn01, Http01]);
+        assert_eq!(Auto.of_listeners(&tcp, &http(Some(80), false), &[]), [TlsAlpn01, Http01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(Some(443), true), &[]), [TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(Some(80), false), &[]), [Http01]);
+        assert_eq!(Http01.of_listeners(&tls, &http(None, false), &[]), [Http01]);
+        // A front serves both.
+        let front = |port: u16| {
+            let text =
+                format!("[[front]]\nlisten = \"[::]:{port}\"\nweb = \"127.0.0.1:1\"\nwithout-name = \"relay\"\n");
+            Config::parse(&text, "t.toml").unwrap().fronts
+        };
+        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(443)), [TlsAlpn01, Http01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(80)), [Http01, TlsAlpn01]);
     }
 }

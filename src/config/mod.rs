@@ -730,7 +730,7 @@ impl Config {
         let hostname = general::hostname(&top, report);
         let fronts = front::fronts(&top, &listen, &http, hostname.as_deref(), report);
         let tls = tls::tls(&top, &listen, http.tls || !fronts.is_empty(), report);
-        acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, report);
+        acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, &fronts, report);
         Self {
             realm: general::realm(&top, report),
             hostname,

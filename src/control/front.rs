@@ -14,6 +14,7 @@ use crate::config::{Config, WithoutName};
 use crate::front::{self, Front, Handler, Rules, Settings, Statistics};
 use crate::http::{self, HandedOver};
 use crate::net::limits::SpareFiles;
+use crate::net::tls::Challenges;
 use crate::privacy::Privacy;
 use crate::proxy_protocol::Addresses;
 
@@ -30,8 +31,8 @@ pub(super) struct Inputs<'a> {
     pub(super) config: &'a Config,
     pub(super) listeners: NewServiceListeners,
     pub(super) workers: Vec<WorkerControl>,
-    /// Takes connections for the HTTP server.
-    pub(super) http: mpsc::Sender<HandedOver>,
+    /// Take connections for the HTTP server: without TLS, and with it.
+    pub(super) http: [mpsc::Sender<HandedOver>; 2],
     pub(super) statistics: Arc<Statistics>,
     pub(super) spare: SpareFiles,
     /// The limit of open files.
@@ -47,7 +48,7 @@ impl Fronts {
     pub(super) fn start(inputs: Inputs<'_>) -> Result<Self, StartError> {
         let Inputs { config, listeners, workers, http, statistics, spare, open_files, privacy } = inputs;
         let NewServiceListeners { listeners, change, difference } = listeners;
-        let settings = watch::Sender::new(settings(config, &listeners, open_files, privacy));
+        let settings = watch::Sender::new(Arc::new(settings(config, &listeners, open_files, privacy)));
         let (handle, changes) = http::changes();
         let (stop, stopped) = watch::channel(false);
         let plan = front::Plan { changes, settings: settings.subscribe(), statistics, spare, stop: stopped };
@@ -60,6 +61,12 @@ impl Fronts {
         Ok(Self { service, settings, _thread: thread })
     }
 
+    /// Recognizes these challenges of an authority, and no others.
+    pub(super) fn use_challenges(&self, challenges: &Arc<Challenges>) {
+        let settings = Settings { challenges: Arc::clone(challenges), ..(**self.settings.borrow()).clone() };
+        self.settings.send_replace(Arc::new(settings));
+    }
+
     /// Uses another configuration for new connections, with these listeners.
     pub(super) fn configure(
         &mut self,
@@ -69,7 +76,9 @@ impl Fronts {
         privacy: Arc<Privacy>,
     ) {
         self.service.listeners = listeners;
-        self.settings.send_replace(settings(config, &self.service.listeners, open_files, privacy));
+        let challenges = Arc::clone(&self.settings.borrow().challenges);
+        let settings = settings(config, &self.service.listeners, open_files, privacy);
+        self.settings.send_replace(Arc::new(Settings { challenges, ..settings }));
     }
 
     /// Changes the listeners, and waits until that is complete, but not longer than `time`.
@@ -79,7 +88,7 @@ impl Fronts {
 }
 
 /// `open_files` is the limit of open files.
-fn settings(config: &Config, listeners: &ServiceListeners, open_files: u64, privacy: Arc<Privacy>) -> Arc<Settings> {
+fn settings(config: &Config, listeners: &ServiceListeners, open_files: u64, privacy: Arc<Privacy>) -> Settings {
     let front = |front: &crate::config::Front| {
         let rules = Rules::new(&front.names, front.without_name == WithoutName::Relay, front.http);
         Some(Front {
@@ -92,7 +101,8 @@ fn settings(config: &Config, listeners: &ServiceListeners, open_files: u64, priv
         })
     };
     let fronts = config.fronts.iter().filter_map(front).collect();
-    Arc::new(Settings { fronts, proxies: config.proxies.clone(), first_bytes: config.timeouts.tls_handshake, privacy })
+    let (proxies, first_bytes) = (config.proxies.clone(), config.timeouts.tls_handshake);
+    Settings { fronts, proxies, challenges: Arc::default(), first_bytes, privacy }
 }
 
 /// Where connections go that are not for the web site.
@@ -100,7 +110,7 @@ struct Destinations {
     workers: Vec<crate::worker::Handle>,
     /// The worker that gets the next connection.
     next: Cell<usize>,
-    http: mpsc::Sender<HandedOver>,
+    http: [mpsc::Sender<HandedOver>; 2],
 }
 
 impl Handler for Destinations {
@@ -111,9 +121,10 @@ impl Handler for Destinations {
         }
     }
 
-    async fn http(&self, connection: TcpStream, client: SocketAddr) {
+    async fn http(&self, connection: TcpStream, client: SocketAddr, is_encrypted: bool) {
+        let [plain, encrypted] = &self.http;
         // The server closes it if it has ended.
-        let _ = self.http.send((connection, client)).await;
+        let _ = if is_encrypted { encrypted } else { plain }.send((connection, client)).await;
     }
 }
 

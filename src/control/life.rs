@@ -314,6 +314,7 @@ impl RunningServer<'_> {
         let Pending { challenges, in_use } = pending;
         self.inputs.challenges = Arc::clone(&challenges);
         let tls = self.snapshot().tls.clone().map(|acceptor| acceptor.with_challenges(Arc::clone(&challenges)));
+        self.fronts.use_challenges(&challenges);
         self.reconfigure(Snapshot { tls, challenges, ..(*self.snapshot()).clone() }).await;
         // The thread may have ended.
         let _ = in_use.send(());

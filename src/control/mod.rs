@@ -193,8 +193,9 @@ pub fn run_with_sockets(
     let front_statistics = Arc::clone(&api.front);
     let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
-    let (handed_over, of_fronts) = mpsc::channel(HANDED_OVER);
-    let http_thread = HttpThread::start(control_socket, (changes, of_fronts), api, prepared.spare.control.clone())?;
+    let [(plain, of_plain), (encrypted, of_encrypted)] = [(); 2].map(|()| mpsc::channel(HANDED_OVER));
+    let http_thread =
+        HttpThread::start(control_socket, (changes, [of_plain, of_encrypted]), api, prepared.spare.control.clone())?;
     let NewServiceListeners { listeners, change, difference } = prepared.http;
     let http = ServiceThread::start(listeners, change, http_handle)?;
     difference.log(&http.listeners);
@@ -202,7 +203,7 @@ pub fn run_with_sockets(
         config: &config,
         listeners: prepared.fronts,
         workers: prepared.controls.clone(),
-        http: handed_over,
+        http: [plain, encrypted],
         statistics: front_statistics,
         spare: prepared.spare.all.clone(),
         open_files: start::open_files(),
@@ -293,7 +294,7 @@ impl HttpThread {
     /// Starts the HTTP server. `changes` opens and closes its TCP listeners, and fronts give it connections.
     fn start(
         control_socket: Option<http::Listener>,
-        (changes, handed_over): (http::Changes, mpsc::Receiver<http::HandedOver>),
+        (changes, handed_over): (http::Changes, [mpsc::Receiver<http::HandedOver>; 2]),
         api: api::Inputs,
         spare: SpareFiles,
     ) -> Result<Self, StartError> {

@@ -34,6 +34,7 @@ use crate::http::{
 };
 use crate::net::limits::{SpareFiles, lower_priority, too_many_open_files};
 use crate::net::tcp;
+use crate::net::tls::Challenges;
 use crate::privacy::Privacy;
 use crate::proxy_protocol::{self, Addresses, Parsed};
 use crate::setting;
@@ -63,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) fronts: Vec<Front>,
     /// The sources whose connections begin with a PROXY header.
     pub(crate) proxies: Vec<IpNet>,
+    /// The challenges of an authority that are pending.
+    pub(crate) challenges: Arc<Challenges>,
     /// The time for the bytes that decide where a connection belongs.
     pub(crate) first_bytes: Duration,
     pub(crate) privacy: Arc<Privacy>,
@@ -89,7 +92,7 @@ pub(crate) trait Handler: 'static {
     fn relay(&self, connection: net::TcpStream, addresses: Addresses) -> impl Future<Output = ()>;
 
     /// Gives a connection to the HTTP server.
-    fn http(&self, connection: net::TcpStream, client: SocketAddr) -> impl Future<Output = ()>;
+    fn http(&self, connection: net::TcpStream, client: SocketAddr, is_encrypted: bool) -> impl Future<Output = ()>;
 }
 
 /// Starts the thread. `handler` is called on it.
@@ -207,6 +210,20 @@ async fn accept<H: Handler>(
     tokio::select! {
         () = stopped(shared.stop.clone()) => {}
         () = async { while tasks.join_next().await.is_some() {} } => {}
+    }
+}
+
+impl rules::Pending for Challenges {
+    fn has_http(&self) -> bool {
+        self.has_any_token()
+    }
+
+    fn has_token(&self, token: &str) -> bool {
+        self.key_authorization(token).is_some()
+    }
+
+    fn has_name(&self, name: &str) -> bool {
+        self.has_tls_alpn(name)
     }
 }
 
@@ -343,7 +360,7 @@ impl Connection {
             let first = &shared.first;
             let known = async {
                 let addresses = identify(&stream, addresses, is_proxy, first).await?;
-                Ok((addresses, destination(&stream, &front.rules, first).await?))
+                Ok((addresses, destination(&stream, &front.rules, &shared.settings, first).await?))
             };
             let (addresses, destination) = match timeout(first_bytes, known).await.unwrap_or(Err(End::Late)) {
                 Ok(known) => known,
@@ -361,7 +378,7 @@ impl Connection {
                 shared.handler.relay(stream, addresses).await;
                 return End::ToRelay;
             }
-            shared.handler.http(stream, addresses.client).await;
+            shared.handler.http(stream, addresses.client, destination == Destination::Http).await;
             End::ToHttp
         };
         let end = tokio::select! {
@@ -439,8 +456,13 @@ async fn identify(
 }
 
 /// Reads from the first bytes of a connection where it belongs.
-async fn destination(stream: &TcpStream, rules: &Rules, first: &RefCell<Box<[u8]>>) -> Result<Destination, End> {
-    let decision = peek_until(stream, first, |first| match rules.decide(first) {
+async fn destination(
+    stream: &TcpStream,
+    rules: &Rules,
+    settings: &watch::Receiver<Arc<Settings>>,
+    first: &RefCell<Box<[u8]>>,
+) -> Result<Destination, End> {
+    let decision = peek_until(stream, first, |first| match rules.decide(first, &*settings.borrow().challenges) {
         Decision::To(destination) => Step::Done(Ok(destination)),
         Decision::Needs(bytes) => Step::Needs(bytes),
         Decision::TooLong => Step::Done(Err(End::TooLong)),

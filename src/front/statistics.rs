@@ -124,7 +124,7 @@ impl Statistics {
         let [relay, http, web] = &self.decided;
         let counter = match destination {
             Destination::Relay => relay,
-            Destination::Http => http,
+            Destination::Http | Destination::Challenge => http,
             Destination::Web => web,
         };
         counter.fetch_add(1, Relaxed);

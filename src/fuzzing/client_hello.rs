@@ -5,6 +5,7 @@ use tokio_rustls::rustls::server::Acceptor;
 use crate::front::Rules;
 use crate::front::hello::{MAX_HELLO, Read, normalized, read};
 use crate::front::rules::{Decision, Destination};
+use crate::net::tls::Challenges;
 
 /// Reads the first bytes of a connection as they arrive, and compares what is read with what rustls reads.
 pub fn client_hello(data: &[u8]) {
@@ -39,9 +40,10 @@ pub fn client_hello(data: &[u8]) {
     let rules = Rules::new(&["turn.example.org".to_owned()], false, true);
     let is_turn = data.first().is_some_and(|first| *first <= 3);
     let has_name = matches!(&whole, Read::Hello(hello) if hello.server_name.as_deref() == Some("turn.example.org"));
-    match rules.decide(data) {
+    match rules.decide(data, &Challenges::default()) {
         Decision::To(Destination::Relay) => assert!(is_turn || has_name),
         Decision::To(Destination::Http) => assert!(!is_turn && has_name),
+        Decision::To(Destination::Challenge) => panic!("no challenge is pending"),
         Decision::To(Destination::Web) => assert!(!is_turn && !data.is_empty()),
         Decision::Needs(needed) => assert!(needed > data.len()),
         Decision::TooLong => assert_eq!(whole, Read::TooLong),

@@ -94,8 +94,8 @@ pub(crate) trait Handler: 'static {
 /// What the thread of the server needs.
 pub(crate) struct Plan {
     pub(crate) control_socket: Option<Listener>,
-    /// Connections that a front has accepted for this server. Their clients use TLS.
-    pub(crate) handed_over: mpsc::Receiver<HandedOver>,
+    /// Connections that fronts have accepted for this server: those without TLS, and those with it.
+    pub(crate) handed_over: [mpsc::Receiver<HandedOver>; 2],
     /// The first one opens the TCP listeners.
     pub(crate) changes: Changes,
     /// Returns the present certificate, for the listeners with TLS.
@@ -252,8 +252,10 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
         Some(Err(error)) => control_socket_failed(&error),
         None => {}
     }
-    let always = Some(Rc::new(Cell::new(true)));
-    tasks.spawn_local(accept(AsyncListener::HandedOver(handed_over), always, None, shared.clone()));
+    for (connections, is_encrypted) in handed_over.into_iter().zip([false, true]) {
+        let always = Some(Rc::new(Cell::new(is_encrypted)));
+        tasks.spawn_local(accept(AsyncListener::HandedOver(connections), always, None, shared.clone()));
+    }
     let stop = shared.stop.clone();
     follow(changes, stop, tasks, &TcpListeners { shared, control }).await;
 }

@@ -66,7 +66,7 @@ impl Server {
         let (stop, stopped) = watch::channel(false);
         let plan = Plan {
             control_socket,
-            handed_over: mpsc::channel(1).1,
+            handed_over: [mpsc::channel(1).1, mpsc::channel(1).1],
             changes,
             certificate: Box::new(|| panic!("no certificate")),
             spare,
@@ -204,7 +204,7 @@ fn a_listener_whose_task_panics_is_reported_and_a_server_that_panics_reports_no_
     let (mut handle, changes) = changes();
     let (_stop, stop) = watch::channel(false);
     let spare = SpareFiles::new(u64::MAX, 0);
-    let handed_over = mpsc::channel(1).1;
+    let handed_over = [mpsc::channel(1).1, mpsc::channel(1).1];
     let plan = Plan { control_socket: None, handed_over, changes, certificate: Box::new(|| None), spare, stop };
     handle.change(1, change());
     let thread = start_with(TIMES, plan, || -> LongResponses { panic!("a bug") }).unwrap();

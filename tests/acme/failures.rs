@@ -8,7 +8,7 @@ use turnserver::clock::unix_seconds;
 
 use crate::issue::{Call, isolated};
 use crate::pebble::{
-    DIRECTORY, NAME, Place, TLS, USUAL, connect, presented, status, trusted, wait_for, wait_for_other, wait_until,
+    DIRECTORY, NAME, Place, TLS, USUAL, connect, presented, status, trusted, wait_for, wait_for_other, wait_for_state,
 };
 use crate::proxy::{Proxy, Reply};
 use crate::support::client::Client;
@@ -45,9 +45,7 @@ impl Served {
         assert!(failed.contains(reason), "{failed}");
         assert_eq!(presented(TLS, NAME).unwrap(), self.certificate);
         self.call.relay();
-        // The log is a moment earlier.
-        wait_until(|| status(&self.controlled)["state"] == "failed", "the state is not that of a failure");
-        let shown = status(&self.controlled);
+        let shown = wait_for_state(&self.controlled, "failed");
         assert!(shown["last_error"].as_str().unwrap().contains(reason), "{shown}");
         let lines = self.controlled.lines(&["certificates"]).join("\n");
         assert!(lines.contains(reason) && lines.contains("next try"), "{lines}");
@@ -72,7 +70,7 @@ fn a_refused_challenge_says_what_the_authority_has_seen() {
         served.controlled.lines(&["reload"]);
         wait_for_other(TLS, NAME, &served.certificate);
         served.call.relay();
-        assert_eq!(status(&served.controlled)["failures"], 0);
+        assert_eq!(wait_for_state(&served.controlled, "waiting")["failures"], 0);
     });
 }
 

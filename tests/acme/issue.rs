@@ -8,7 +8,7 @@ use turnserver::clock::unix_seconds;
 
 use crate::pebble::{
     DIRECTORY, NAME, Place, Settings, TLS, USUAL, challenge, connect, files, presented, status, trusted, wait_for,
-    wait_for_other, wait_until,
+    wait_for_other, wait_for_state, wait_until,
 };
 use crate::proxy::{Proxy, Reply};
 use crate::support::client::{Client, Login};
@@ -63,8 +63,8 @@ fn a_server_without_a_certificate_gets_one_by_tls_alpn_01_and_keeps_it() {
         let failed = wait_for(&controlled, "acme-failed", 1);
         assert!(failed.contains("cannot connect to 127.0.0.1"), "{failed}");
         assert_eq!(presented(TLS, NAME), Err(rustls::Error::AlertReceived(AlertDescription::AccessDenied)));
-        let shown = status(&controlled);
-        assert_eq!((&shown["state"], &shown["failures"]), (&"failed".into(), &1.into()), "{shown}");
+        let shown = wait_for_state(&controlled, "failed");
+        assert_eq!(shown["failures"], 1, "{shown}");
         assert!(shown["next_try"].as_u64().unwrap() >= unix_seconds() + 50, "{shown}");
         // Everything else is served, and no URL names TLS.
         controlled.client().binding();
@@ -82,8 +82,8 @@ fn a_server_without_a_certificate_gets_one_by_tls_alpn_01_and_keeps_it() {
             files(&place),
             [("account".to_owned(), 0o600), ("certificate.pem".to_owned(), 0o600), ("lock".to_owned(), 0o600)]
         );
-        let shown = status(&controlled);
-        assert_eq!((&shown["state"], &shown["last_error"]), (&"waiting".into(), &serde_json::Value::Null), "{shown}");
+        let shown = wait_for_state(&controlled, "waiting");
+        assert_eq!(shown["last_error"], serde_json::Value::Null, "{shown}");
         let due = shown["next_try"].as_u64().unwrap() - unix_seconds();
         assert!((55 * 86_400..61 * 86_400).contains(&due), "{shown}");
         // No challenge is pending.
@@ -98,6 +98,33 @@ fn a_server_without_a_certificate_gets_one_by_tls_alpn_01_and_keeps_it() {
         assert_eq!(presented(TLS, NAME).unwrap(), certificate);
         assert_eq!(again.events("acme-ordering"), 0);
     });
+}
+
+// The authority reaches the server at a port that it shares with a web site.
+#[test]
+fn a_server_at_a_front_gets_its_certificate_by_the_challenge_of_its_port() {
+    for port in [443, 80] {
+        isolated(|| {
+            let place = Place::new();
+            let _pebble = place.pebble(USUAL);
+            // There is no web server.
+            let front =
+                format!("[[front]]\nlisten = \"127.0.0.1:{port}\"\nweb = \"127.0.0.1:8443\"\nnames = [\"{NAME}\"]\n");
+            let tls = "127.0.0.1:5349";
+            let controlled = Controlled::start_with(&place.config_at(DIRECTORY, &[NAME], tls, &front));
+            wait_for(&controlled, "certificate", 1);
+            trusted(&place, tls, NAME);
+            assert_eq!(controlled.events("acme-failed"), 0);
+            let at_front = format!("127.0.0.1:{port}");
+            trusted(&place, &at_front, NAME);
+            // Other requests, also those for challenges of the web site, go there.
+            let mut stream = tcp(at_front.parse::<SocketAddr>().unwrap());
+            stream.write_all(b"GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut response = String::new();
+            stream.read_to_string(&mut response).unwrap();
+            assert!(response.starts_with("HTTP/1.1 502"), "{response}");
+        });
+    }
 }
 
 // RFC 8555 §8.3
@@ -192,7 +219,7 @@ fn another_set_of_names_is_ordered_at_a_reload_and_no_more_acme_leaves_the_state
             .server
             .write_config(&(own.replace("tls = [\"127.0.0.1:0\"]", &format!("tls = [{TLS:?}]")) + &control));
         controlled.lines(&["reload"]);
-        assert_eq!(controlled.json(&["certificates"])["acme"], serde_json::Value::Null);
+        wait_until(|| status(&controlled).is_null(), "there are orders without `[tls.acme]`");
         assert!(place.state().join("certificate.pem").exists());
         call.relay();
     });

@@ -254,6 +254,12 @@ pub(crate) fn status(controlled: &Controlled) -> Value {
     controlled.json(&["certificates"])["acme"].clone()
 }
 
+/// Waits for a state, and returns the status. The log is a moment earlier.
+pub(crate) fn wait_for_state(controlled: &Controlled, state: &str) -> Value {
+    wait_until(|| status(controlled)["state"] == state, &format!("the state is not `{state}`"));
+    status(controlled)
+}
+
 /// Waits for this many log lines of an event.
 pub(crate) fn wait_for(controlled: &Controlled, event: &str, count: usize) -> String {
     let is_event = |line: &crate::support::LogLine| line.field("event").as_deref() == Some(event);

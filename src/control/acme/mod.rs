@@ -39,7 +39,7 @@ struct Settings {
 impl Settings {
     fn of(config: &Config) -> Option<Self> {
         let acme = config.tls.as_ref()?.acme.clone()?;
-        let challenges = acme.challenge.of_listeners(&config.listen, &config.http);
+        let challenges = acme.challenge.of_listeners(&config.listen, &config.http, &config.fronts);
         Some(Self { acme, challenges })
     }
 }

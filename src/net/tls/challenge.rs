@@ -40,12 +40,14 @@ impl Challenges {
 
     /// Returns whether a challenge tls-alpn-01 is pending for a name.
     #[must_use]
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for a front, which decides by the server name before it terminates TLS")
-    )]
     pub(crate) fn has_tls_alpn(&self, name: &str) -> bool {
         self.of_name(name).is_some()
+    }
+
+    /// Returns whether a challenge http-01 is pending.
+    #[must_use]
+    pub(crate) fn has_any_token(&self) -> bool {
+        !self.http.is_empty()
     }
 
     /// Returns the key authorization of a token of http-01, which anyone may read while the challenge is pending.
