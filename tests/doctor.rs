@@ -259,6 +259,37 @@ mod doctor {
     }
 
     #[test]
+    fn a_front_is_examined_with_and_without_tls_and_so_is_its_web_site() {
+        let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
+        let files = authority.write(&authority.issue(&["localhost"]), directory.path());
+        let root = directory.write("root.pem", &authority.root());
+        let [front, site] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [address, web] = [&front, &site].map(|listener| listener.local_addr().unwrap());
+        drop(front);
+        let more = format!(
+            "{ALLOW}[[front]]\nlisten = \"{address}\"\nweb = \"{web}\"\nnames = [\"localhost\", \"other.example\"]\n"
+        );
+        let text = with_tls(&config(&["127.0.0.1"], &more), &["127.0.0.1"], &files);
+        let Some(server) = Server::start_unless_in_use(&text) else { return };
+        let examined = || {
+            let config = server.config_path().to_str().unwrap();
+            examine(&["--config", config, "--ca-file", root.to_str().unwrap()], "")
+        };
+        let report = examined();
+        let ok = |check: &str| report.with("ok").iter().filter(|(found, _)| *found == check).count();
+        assert_eq!((ok("web-site"), ok("listener")), (1, 4), "{:#?}", report.findings);
+        let subject = |text: &str| report.findings.iter().any(|finding| format!("{finding:?}").contains(text));
+        assert!(subject(&format!("turns:localhost:{}", address.port())), "{:#?}", report.findings);
+        let name =
+            report.with("warning").iter().any(|(check, text)| *check == "front-name" && text.contains("other.example"));
+        assert!(name, "{:#?}", report.findings);
+        drop(site);
+        let report = examined();
+        let faults = report.with("fault");
+        assert!(faults.iter().any(|(check, text)| *check == "web-site" && text.contains("refused")), "{faults:?}");
+    }
+
+    #[test]
     fn a_machine_that_is_itself_a_proxy_is_told_why_its_listeners_are_not_examined() {
         let proxies = "[listen]\nproxies = [\"127.0.0.0/8\"]\n";
         let server = Server::start(&config(&["127.0.0.1"], ALLOW).replace("[listen]\n", proxies));
@@ -468,6 +499,7 @@ mod doctor {
             "remote.rs",
             "machine/mod.rs",
             "machine/firewall/mod.rs",
+            "machine/fronts.rs",
             "machine/kernel.rs",
             "machine/listeners.rs",
             "machine/names.rs",

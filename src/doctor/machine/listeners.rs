@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::reachable;
 use super::socket_unit::SocketUnit;
 use crate::client::{Allocate, Failure, Request};
-use crate::config::{CertificateFiles, Config, StaticUser};
+use crate::config::{CertificateFiles, Config, Front, StaticUser};
 use crate::control::Choice;
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::ice_servers::IceServer;
@@ -17,7 +17,7 @@ use crate::doctor::session::{Problem, Session};
 use crate::doctor::trust::Trust;
 use crate::net::tls;
 use crate::setting::LISTEN_PROXIES;
-use crate::transport::{Endpoint, TurnUri};
+use crate::transport::{Endpoint, Transport, TurnUri};
 
 /// The time for a connection to this machine.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -41,7 +41,10 @@ pub(super) struct Found {
 pub(super) fn examine(config: &Config, sockets: Option<&SocketUnit>, trust: &Trust, report: Report<'_>) -> Found {
     let mut found = Found::default();
     let is_passed = |endpoint| sockets.is_some_and(|sockets| sockets.passes(endpoint));
-    for endpoint in config.listen.iter().filter(|endpoint| endpoint.address.port() > 0) {
+    // A front serves TURN over TCP at once, and over TLS by the server name.
+    let of_fronts = config.fronts.iter().map(|front| Endpoint::new(Transport::Tcp, front.listen));
+    let all: Vec<Endpoint> = config.listen.iter().copied().chain(of_fronts).collect();
+    for endpoint in all.iter().filter(|endpoint| endpoint.address.port() > 0) {
         let (port, protocol) = (endpoint.address.port(), endpoint.transport.port_protocol());
         let finding = match bind(*endpoint) {
             Ok(()) => Finding::ok("listener", "the port is free; the server does not run"),
@@ -259,13 +262,24 @@ pub(super) fn examine_relaying(
     let name = name(config);
     let load = |files: &CertificateFiles| tls::load(&files.certificate, &files.private_key).ok();
     let setups: Option<Vec<_>> = config.tls.as_ref().and_then(|tls| tls.certificates.iter().map(load).collect());
-    let certificate = tls::for_client(&setups.unwrap_or_default(), name.as_deref()).map(|own| own.certificate.clone());
-    let expected = Expected { name, certificate };
+    let setups = setups.unwrap_or_default();
+    let certificate = |name: Option<&str>| tls::for_client(&setups, name).map(|own| own.certificate.clone());
+    let expected = Expected { certificate: certificate(name.as_deref()), name };
     for endpoint in running {
         for ip in reachable(*endpoint, choice) {
             let uri = TurnUri::new(endpoint.transport, &ip.to_string(), endpoint.address.port());
             let address = SocketAddr::new(ip, endpoint.address.port());
             remote::examine_at(uri, address, expected.clone(), &server, trust, report);
+        }
+        let is_it = |front: &&Front| config.tls.is_some() && front.listen == endpoint.address;
+        let front = config.fronts.iter().find(is_it).filter(|_| endpoint.transport == Transport::Tcp);
+        for name in front.into_iter().flat_map(|front| &front.names) {
+            let expected = Expected { name: Some(name.clone()), certificate: certificate(Some(name)) };
+            for ip in reachable(*endpoint, choice).into_iter().take(1) {
+                let (port, name) = (endpoint.address.port(), name.as_str());
+                let uri = TurnUri::new(Transport::Tls, name, port);
+                remote::examine_at(uri, SocketAddr::new(ip, port), expected.clone(), &server, trust, report);
+            }
         }
     }
 }
@@ -311,7 +325,6 @@ mod tests {
     use super::*;
     use crate::stun::attribute::{ErrorCodeAttribute, XorMappedAddress};
     use crate::stun::{Class, ErrorCode, Message, MessageWriter, Method};
-    use crate::transport::Transport;
 
     const CONFIG: &str = "realm = \"r\"\n[auth]\nsecrets = [\"0123456789abcdef0123456789abcdef\"]\n";
 

@@ -1,6 +1,7 @@
 //! This machine and its configuration, with or without a running server.
 
 mod firewall;
+mod fronts;
 mod kernel;
 mod listeners;
 mod names;
@@ -55,6 +56,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     certificate(&config, report);
     let sockets = SocketUnit::read(Path::new("/"));
     let found = listeners::examine(&config, sockets.as_ref(), trust, report);
+    fronts::examine(&config, report);
     names::examine(Path::new("/"), &config, &choice, machine.stun, report);
     names::examine_routes(&choice, report);
     listeners::examine_hairpin(&choice, &found.running, trust, report);

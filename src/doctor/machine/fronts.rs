@@ -1,0 +1,51 @@
+//! Fronts: whether the web site behind each can be reached, and whether there is a certificate for the names of the relay.
+
+use std::io;
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use crate::config::{CertificateFiles, Config, Front, WebSite};
+use crate::doctor::finding::Finding;
+use crate::doctor::remote::Report;
+use crate::net::tls;
+
+/// The time for a connection to the web site.
+const CONNECT: Duration = Duration::from_secs(2);
+
+pub(super) fn examine(config: &Config, report: Report<'_>) {
+    let load = |files: &CertificateFiles| tls::load(&files.certificate, &files.private_key).ok();
+    // What is wrong with the files has been reported.
+    let setups: Option<Vec<_>> = config.tls.as_ref().and_then(|tls| tls.certificates.iter().map(load).collect());
+    for front in &config.fronts {
+        report(web_site(front).of(front.listen));
+        for name in &front.names {
+            let selected = setups.as_ref().and_then(|setups| tls::for_client(setups, Some(name)));
+            if selected.is_some_and(|setup| !setup.certificate.covers(name)) {
+                report(
+                    Finding::warning(
+                        "front-name",
+                        format!("no certificate is valid for {name}, so browsers reject turns:{name} at this front"),
+                        "get one with this name in [[tls.certificates]], or correct `names`",
+                    )
+                    .of(front.listen),
+                );
+            }
+        }
+    }
+}
+
+fn web_site(front: &Front) -> Finding {
+    let connected: io::Result<()> = match &front.web {
+        WebSite::Tcp(address) => TcpStream::connect_timeout(address, CONNECT).map(drop),
+        WebSite::Unix(path) => UnixStream::connect(path).map(drop),
+    };
+    match connected {
+        Ok(()) => Finding::ok("web-site", format!("the web site at {} accepts connections", front.web)),
+        Err(error) => Finding::fault(
+            "web-site",
+            format!("the web site at {} cannot be reached ({error}), so its visitors get an error", front.web),
+            "start the web server, or correct `web`; the relay works all the same",
+        ),
+    }
+}
