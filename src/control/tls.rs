@@ -68,7 +68,12 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
         let result = setup.as_ref().map_err(TlsError::clone).map(|setup| {
             let Some(setup) = setup else {
                 let names = tls.acme.as_ref().map(|acme| acme.domains.join(", ")).unwrap_or_default();
-                return (format!("{names}; there is none yet, and the server orders it"), Vec::new());
+                let ([key, _], file) = (files.settings(), files.certificate.display());
+                let warning = format!(
+                    "`{key}`: there is no certificate in `{file}` yet, so TLS does not work. The running server orders \
+                     it: `turnserver ctl certificates` says why it has not"
+                );
+                return (format!("{names}: none yet"), vec![warning]);
             };
             let mut warnings = warnings::warnings(files, setup, now);
             warnings.extend(shared.iter().filter(|(of, _)| *of == place).map(|(_, warning)| warning.clone()));
