@@ -438,6 +438,7 @@ impl<'s> Managed<'s> {
                 let wait = schedule::wait(self.failures, failure.wait, self.fraction);
                 self.is_demanded = failure.wait.is_some_and(|demanded| demanded > MINUTE);
                 self.retry_at = now + wait;
+                let or = if self.is_demanded { ", as the authority demands" } else { ", or at a reload" };
                 tracing::warn!(
                     event = "acme-failed",
                     names = self.acme().domains.join(", "),
@@ -445,8 +446,8 @@ impl<'s> Managed<'s> {
                     error = failure.message,
                     failures = self.failures,
                     next = date(self.retry_at),
-                    "no certificate was ordered ({TLS_ACME}). The server tries again in {}, or at a reload. The present \
-                     certificate, if there is one, stays in use",
+                    "no certificate was ordered ({TLS_ACME}). The server tries again in {}{or}. The present certificate, \
+                     if there is one, stays in use",
                     HumanSeconds(wait)
                 );
                 self.last_error = Some((now, failure.message));
