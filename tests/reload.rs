@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 63] = [
+    const LIVE: [(&str, &str); 65] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -159,6 +159,12 @@ mod reload {
         ),
         ("http.keys-file", "'FURTHER'"),
         ("http.tls", "true"),
+        ("front", "[{ listen = '127.0.0.1:0', web = '127.0.0.1:9', names = ['a.example'] }]"),
+        (
+            "front",
+            "[{ listen = '127.0.0.1:0', web = '127.0.0.1:7', names = ['b.example'], without-name = 'relay', http = true, \
+             proxy-protocol = true, connections = 7, idle = '2m' }]",
+        ),
         ("tls.certificates", "[{ certificate = 'FURTHER-CERTIFICATE', private-key = 'OTHER-KEY' }]"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
@@ -214,7 +220,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..60].iter().map(std::slice::from_ref).chain([&LIVE[60..]]);
+            let steps = LIVE[..63].iter().map(std::slice::from_ref).chain([&LIVE[63..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

@@ -224,11 +224,13 @@ fn settings(name: &str) -> Vec<String> {
     assignments.filter(|(key, _)| *key == name).map(|(_, value)| value.to_owned()).collect()
 }
 
-// One descriptor per relay port of both families and per connection, and some for everything else.
+// One descriptor per relay port of both families and per connection, two per visitor of a front, and some for everything
+// else.
 #[test]
 fn the_unit_allows_as_many_open_files_as_the_defaults_need() {
     let config = Config::default();
-    let needed = 2 * config.relay.ports.len() + usize::try_from(config.limits.connections).unwrap() + 1_000;
+    let visitors = 2 * 10_000;
+    let needed = 2 * config.relay.ports.len() + usize::try_from(config.limits.connections).unwrap() + visitors + 1_000;
     let allowed: usize = settings("LimitNOFILE")[0].parse().unwrap();
     assert!((needed..2 * needed).contains(&allowed), "{allowed} allowed, {needed} needed");
 }

@@ -71,13 +71,15 @@ fn a_port_that_both_have_is_refused_and_nothing_changes() {
     for (settings, message) in [
         (
             listen(&http.to_string(), &http.to_string()),
-            format!("cannot listen on tcp {http}: http.listen of this server uses {http}. Set another port"),
+            format!(
+                "cannot listen on tcp {http}: http.listen or front.listen of this server uses {http}. Set another port"
+            ),
         ),
         (
             listen(&tcp.to_string(), &format!("0.0.0.0:{}", tcp.port())),
             format!(
-                "cannot listen on 0.0.0.0:{} (http.listen): a TCP or TLS listener of this server uses {tcp}. Set \
-                 another port",
+                "cannot listen on 0.0.0.0:{} (http.listen): another TCP or TLS listener of this server uses {tcp}. \
+                 Set another port",
                 tcp.port()
             ),
         ),

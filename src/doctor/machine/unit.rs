@@ -143,10 +143,10 @@ mod tests {
             (Status::Ok, "as it belongs to this version; changed by limits.conf")
         );
         assert_eq!(limit, Some(200_000));
-        let old = SHIPPED.replace("LimitNOFILE=262144\n", "LimitNOFILE=1024\n");
+        let old = SHIPPED.replace("LimitNOFILE=65536\n", "LimitNOFILE=1024\n");
         let (old, limit) = check("old", &old, None);
         assert_eq!((old.status, limit), (Status::Warning, Some(1024)));
-        assert!(old.what.ends_with("; missing: LimitNOFILE=262144; added: LimitNOFILE=1024"), "{old:?}");
+        assert!(old.what.ends_with("; missing: LimitNOFILE=65536; added: LimitNOFILE=1024"), "{old:?}");
         let coturn = "[Service]\nExecStart=/usr/bin/turnserver -c /etc/turnserver.conf\n";
         let (coturn, limit) = check("coturn", coturn, Some(("x.conf", "[Service]\nLimitNOFILE=infinity\n")));
         assert!(coturn.what.contains("does not start this server"), "{coturn:?}");
