@@ -62,16 +62,25 @@ fn repeat(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
+/// Returns the beginning of the server in docs/install.md, with the address of this test.
+fn documented(address: SocketAddr) -> String {
+    let document = include_str!("../../docs/install.md");
+    let (_, block) = document.split_once("```web-site\n").expect("a configuration in docs/install.md");
+    let (text, _) = block.split_once("}\n").unwrap();
+    text.replace("127.0.0.1:8443", &address.to_string())
+}
+
 /// Starts nginx with HTTP/2, and a WebSocket at `/echo`.
 fn start_nginx(directory: &TempDir, address: SocketAddr) -> Process {
     let (files, path) = (directory.path(), directory.path().display());
     directory.write("index.html", include_str!("page.html"));
+    let server = documented(address);
     let text = format!(
         "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\nerror_log stderr;\nevents {{}}\n\
          http {{\n access_log {path}/access.log;\n types {{ text/html html; }}\n\
          client_body_temp_path {path}/body;\n proxy_temp_path {path}/proxy;\n fastcgi_temp_path {path}/fastcgi;\n\
          uwsgi_temp_path {path}/uwsgi;\n scgi_temp_path {path}/scgi;\n\
-         server {{\n listen {address} ssl http2 proxy_protocol;\n ssl_certificate web.pem;\n ssl_certificate_key web.key;\n\
+         {server}ssl_certificate web.pem;\n ssl_certificate_key web.key;\n\
          root {path};\n location /echo {{\n proxy_pass http://{};\n proxy_http_version 1.1;\n\
          proxy_set_header Upgrade $http_upgrade;\n proxy_set_header Connection \"upgrade\";\n }}\n\
          location = /visitor {{\n default_type text/plain;\n return 200 \"$proxy_protocol_addr\";\n }}\n }}\n}}\n",
@@ -132,6 +141,7 @@ fn a_page_a_web_socket_and_a_call_over_tls_share_a_port_with_two_names() {
     assert_eq!(report["error"], Value::Null, "server output:\n{:#?}", server.server.logs());
     assert_eq!(report["protocol"], "h2");
     assert_eq!([&report["before"], &report["after"]], ["before the call", "after the call"]);
+    // Without a header, it is empty.
     assert_eq!(report["visitor"], "127.0.0.1");
     assert_eq!((&report["receivedBytes"], &report["receivedHash"]), (&json!(BYTES), &report["sentHash"]));
     for pair in report["pairs"].as_array().unwrap() {
