@@ -111,12 +111,17 @@ fn run(arguments: &Arguments) -> Outcome<bool> {
         let costs = alternate(arguments.rounds, &sides, |side| side.cost(&site, bytes, streams))?;
         rows.push(Row { name, unit: "CPU ms/GiB", costs });
     }
-    let [mut half, mut most] = [Vec::new(), Vec::new()];
-    for [ours, theirs] in alternate(arguments.rounds, &sides, |side| side.latencies(&site))? {
+    let [mut added, mut half, mut most] = [Vec::new(), Vec::new(), Vec::new()];
+    let direct = Side { address: site.address, ..sides[0] };
+    // Each side together with the web site itself, right before it.
+    let both = |side: &Side<'_>| Ok([direct.latencies(&site)?, side.latencies(&site)?]);
+    for [[direct_before_ours, ours], [direct_before_theirs, theirs]] in alternate(arguments.rounds, &sides, both)? {
+        added.push([ours[0] - direct_before_ours[0], theirs[0] - direct_before_theirs[0]]);
         half.push([ours[0], theirs[0]]);
         most.push([ours[1], theirs[1]]);
     }
     rows.push(Row { name: "first byte of a response, p50", unit: "µs", costs: half });
+    rows.push(Row { name: "of that, added to the web site's own, p50", unit: "µs", costs: added });
     rows.push(Row { name: "first byte of a response, p99", unit: "µs", costs: most });
     let costs = alternate(arguments.rounds, &sides, |side| side.cost_of_requests(&site))?;
     rows.push(Row { name: "one connection with a short response", unit: "CPU µs", costs });

@@ -10,7 +10,7 @@ use super::addresses::{collide, listen_address};
 use super::credentials::DAY;
 use super::general::{check_host, duration, one_of};
 use super::problem::{Report, quoted};
-use super::reader::Section;
+use super::reader::{Section, list};
 use super::{Front, HTTP_PORT, Http, WebSite, WithoutName, paths, schema};
 use crate::transport::Endpoint;
 
@@ -55,12 +55,38 @@ pub(super) fn fronts(
         }
         fronts.push(front);
     }
-    let loops = |front: &&Front| fronts.iter().any(|other| front.web.is_at(other.listen));
-    if let Some(front) = fronts.iter().find(loops) {
-        report.error(
-            &top.span("front"),
-            format!("`front.web`: {} is the address of a front, so visitors would go in a circle", front.web),
-        );
+    let of_fronts = fronts.iter().map(|front| (front.listen, "a front, so visitors would go in a circle"));
+    let of_clients = listen.iter().filter(|endpoint| endpoint.transport.is_connection());
+    let of_clients = of_clients.map(|endpoint| {
+        (endpoint.address, "a listener of the relay, whose limits visitors would escape. A front serves TURN by itself")
+    });
+    let of_http = http.listen.iter().map(|address| {
+        (*address, "`http.listen`, where every visitor would seem to be on this machine; see `http = true`")
+    });
+    let own: Vec<(SocketAddr, &str)> = of_fronts.chain(of_clients).chain(of_http).collect();
+    for front in &fronts {
+        if let Some((_, what)) = own.iter().find(|(address, _)| front.web.is_at(*address)) {
+            report.error(&top.span("front"), format!("`front.web`: {} is the address of {what}", front.web));
+        }
+        if top.value("tls").is_some() {
+            continue;
+        }
+        if front.http {
+            report.error(
+                &top.span("front"),
+                "`front.http` needs a certificate: set `certificate` and `private-key` in `[tls]`, or `[tls.acme]`",
+            );
+        } else if !front.names.is_empty() && front.listen.port() != HTTP_PORT {
+            report.warn(
+                &top.span("front"),
+                format!(
+                    "the front at {} serves TURN without TLS only, because there is no `[tls]`: clients that use {} with \
+                     TLS are disconnected",
+                    front.listen,
+                    list(&front.names.iter().map(String::as_str).collect::<Vec<_>>())
+                ),
+            );
+        }
     }
     fronts
 }

@@ -7,8 +7,8 @@ use std::borrow::Cow;
 /// browsers send less than 3000.
 pub(crate) const MAX_HELLO: usize = 16 * 1024;
 
-/// The most records of a ClientHello. Some clients split it into a few, to get past filters.
-const MAX_RECORDS: usize = 16;
+/// The most records of a ClientHello. Some clients split it into many, to get past filters.
+const MAX_RECORDS: usize = 128;
 
 /// The length of a record's header (RFC 8446 §5.1), and of a handshake message's (§4).
 const RECORD_HEADER: usize = 5;

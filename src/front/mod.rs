@@ -12,6 +12,7 @@ mod statistics;
 mod transfer;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::net::{self, SocketAddr};
@@ -32,7 +33,7 @@ use crate::config::WebSite;
 use crate::http::{
     AsyncListener, BACK_OFF, Changes, Closed, FailedListener, ListenerChange, Service, closing, follow, stopped,
 };
-use crate::net::limits::{SpareFiles, lower_priority, too_many_open_files};
+use crate::net::limits::{SpareFiles, is_out_of_files, lower_priority, too_many_open_files};
 use crate::net::tcp;
 use crate::net::tls::Challenges;
 use crate::privacy::Privacy;
@@ -116,7 +117,8 @@ pub(crate) fn start<H: Handler>(
             let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
             let (stopping, proxies) = (stop.clone(), ProxyLog::default());
             let handler = handler();
-            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, proxies, handler };
+            let places = RefCell::default();
+            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, proxies, places, handler };
             follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
         });
     };
@@ -133,7 +135,15 @@ struct Shared<H> {
     /// The first bytes of one connection at a time.
     first: RefCell<Box<[u8]>>,
     proxies: ProxyLog,
+    /// Those of each address, also of fronts that are closed and whose connections continue.
+    places: RefCell<HashMap<SocketAddr, Rc<Places>>>,
     handler: H,
+}
+
+impl<H> Shared<H> {
+    fn places(&self, address: SocketAddr) -> Rc<Places> {
+        Rc::clone(self.places.borrow_mut().entry(address).or_default())
+    }
 }
 
 struct Fronts<H>(Rc<Shared<H>>);
@@ -171,10 +181,12 @@ async fn accept<H: Handler>(
     let Some(socket) = socket.into_tcp() else { return };
     // Visitors may come many at once. The listener works in any case.
     let _ = tcp::listen(&socket);
-    let (mut tasks, places) = (JoinSet::new(), Rc::new(Places::default()));
+    let (mut tasks, places) = (JoinSet::new(), shared.places(address));
     let reachability = Rc::new(Reachability::default());
+    // A reload that removes the front leaves the connections that wait at it.
+    let last = RefCell::new(None);
     let begin = |tasks: &mut JoinSet<()>, stream: TcpStream| {
-        let Some(connection) = Connection::admit(&shared, &places, address, stream) else { return };
+        let Some(connection) = Connection::admit(&shared, &places, address, &last, stream) else { return };
         let (shared, reachability) = (Rc::clone(&shared), Rc::clone(&reachability));
         tasks.spawn_local(async move { connection.serve(&shared, &reachability).await });
     };
@@ -232,7 +244,7 @@ fn permitted(stream: TcpStream, spare: &SpareFiles) -> io::Result<TcpStream> {
     if spare.permit(&stream) { Ok(stream) } else { Err(too_many_open_files()) }
 }
 
-/// Logs connections with a PROXY header too many or too few: at most one line of each kind per minute.
+/// Logs unexpected and missing PROXY headers: at most one line of each kind per minute.
 #[derive(Debug, Default)]
 struct ProxyLog {
     unexpected: Cell<Option<Instant>>,
@@ -275,7 +287,7 @@ struct Places {
 #[derive(Debug)]
 struct Place {
     all: Rc<Places>,
-    source: Source,
+    source: Cell<Source>,
     number: u64,
     evicted: Rc<Notify>,
 }
@@ -290,20 +302,31 @@ impl Places {
         }
         let (number, evicted) = (this.next.replace(this.next.get() + 1), Rc::<Notify>::default());
         open.insert(source, number, Rc::clone(&evicted));
-        Place { all: Rc::clone(this), source, number, evicted }
+        Place { all: Rc::clone(this), source: Cell::new(source), number, evicted }
+    }
+}
+
+impl Place {
+    /// Gives the place to another source: the client behind a proxy. An evicted connection has none.
+    fn belongs_to(&self, source: Source) {
+        let mut open = self.all.open.borrow_mut();
+        if let Some(evicted) = open.remove(self.source.get(), self.number) {
+            open.insert(source, self.number, evicted);
+            self.source.set(source);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.all.open.borrow_mut().remove(self.source, self.number);
+        self.all.open.borrow_mut().remove(self.source.get(), self.number);
     }
 }
 
 /// How a connection ends. Dropping it counts and logs that.
 struct Ending {
     end: Cell<End>,
-    client: SocketAddr,
+    client: Cell<SocketAddr>,
     statistics: Arc<Statistics>,
     privacy: Arc<Privacy>,
 }
@@ -314,7 +337,7 @@ impl Drop for Ending {
         self.statistics.count_ended(end);
         tracing::debug!(
             event = "front-connection-ended",
-            client = self.privacy.address(self.client),
+            client = self.privacy.address(self.client.get()),
             reason = end.label(),
             "a connection to a front ended"
         );
@@ -334,22 +357,27 @@ struct Connection {
 }
 
 impl Connection {
-    /// Returns `None` if the client has gone already, or a reload has removed the front.
-    fn admit<H>(shared: &Shared<H>, places: &Rc<Places>, address: SocketAddr, stream: TcpStream) -> Option<Self> {
+    /// Returns `None` if the client has gone already. `last` is the front as it was when it was last in the configuration.
+    fn admit<H>(
+        shared: &Shared<H>,
+        places: &Rc<Places>,
+        address: SocketAddr,
+        last: &RefCell<Option<Front>>,
+        stream: TcpStream,
+    ) -> Option<Self> {
         let settings = Arc::clone(&shared.settings.borrow());
-        let front = settings.fronts.iter().find(|front| front.address == address)?.clone();
-        let (Ok(client), Ok(server), Ok(())) =
-            (stream.peer_addr(), stream.local_addr(), tcp::enable_dead_peer_detection(&stream))
-        else {
-            return None;
-        };
+        if let Some(front) = settings.fronts.iter().find(|front| front.address == address) {
+            *last.borrow_mut() = Some(front.clone());
+        }
+        let front = last.borrow().clone()?;
+        let (Ok(client), Ok(server)) = (stream.peer_addr(), stream.local_addr()) else { return None };
         let addresses = Addresses { client, server }.canonical();
         let (client, first_bytes) = (addresses.client, settings.first_bytes);
         let is_proxy = settings.proxies.iter().any(|network| network.contains(&client.ip()));
         let place = Places::admit(places, Source::of(client.ip()), front.connections);
         shared.statistics.count_accepted();
         let (statistics, privacy) = (Arc::clone(&shared.statistics), Arc::clone(&settings.privacy));
-        let ending = Ending { end: Cell::new(End::Stopped), client, statistics, privacy };
+        let ending = Ending { end: Cell::new(End::Stopped), client: Cell::new(client), statistics, privacy };
         Some(Self { stream, addresses, front, first_bytes, is_proxy, ending, place })
     }
 
@@ -360,6 +388,8 @@ impl Connection {
             let first = &shared.first;
             let known = async {
                 let addresses = identify(&stream, addresses, is_proxy, first).await?;
+                place.belongs_to(Source::of(addresses.client.ip()));
+                ending.client.set(addresses.client);
                 Ok((addresses, destination(&stream, &front.rules, &shared.settings, first).await?))
             };
             let (addresses, destination) = match timeout(first_bytes, known).await.unwrap_or(Err(End::Late)) {
@@ -481,9 +511,10 @@ async fn serve_web<H: Handler>(
     let mut site = match site::connect(&front.site, &shared.spare).await {
         Ok(site) => site,
         Err(error) => {
+            let end = if is_out_of_files(&error) { End::OutOfFiles } else { End::Unreachable };
             reachability.failed(front.address, &front.site, &error);
             site::refuse(stream).await;
-            return End::Unreachable;
+            return end;
         }
     };
     reachability.reached(front.address, &front.site);
@@ -495,8 +526,8 @@ async fn serve_web<H: Handler>(
             return End::ByWebSite;
         }
     }
-    // Both sides decide what they send at once.
-    if stream.set_nodelay(true).is_err() {
+    // Both sides decide what they send at once. A visitor may stop to read for as long as the idle time.
+    if stream.set_nodelay(true).and_then(|()| tcp::detect_lost_visitor(&stream)).is_err() {
         return End::ByVisitor;
     }
     match &site {

@@ -2,8 +2,8 @@
 
 use super::hello::{self, ClientHello, Read};
 
-/// The application protocols of HTTP over TLS (RFC 9113 §3.2, RFC 7301 §6).
-const HTTP: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// The application protocol of HTTP/1.1 over TLS (RFC 7301 §6), the only one of the server of this process.
+const HTTP: &[u8] = b"http/1.1";
 
 /// The application protocols of STUN and TURN (RFC 7443 §2).
 const STUN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
@@ -100,17 +100,14 @@ impl Rules {
             Some(name) => self.names.contains(name),
             None => self.relay_without_name,
         };
-        let offers = |protocols: [&[u8]; 2]| protocols.into_iter().any(|protocol| hello.offers(protocol));
         if !is_own {
             Destination::Web
-        } else if hello.protocols.is_empty() || offers(STUN) {
+        } else if hello.protocols.is_empty() || STUN.into_iter().any(|protocol| hello.offers(protocol)) {
             Destination::Relay
-        } else if !offers(HTTP) {
-            // Another protocol, such as that of an ACME challenge for the web site's certificate.
-            Destination::Web
-        } else if self.serves_http {
+        } else if self.serves_http && hello.offers(HTTP) {
             Destination::Http
         } else {
+            // Also another protocol, such as that of an ACME challenge for the web site's certificate.
             Destination::Web
         }
     }
@@ -198,6 +195,7 @@ mod tests {
             let rules = rules(false, serves_http);
             assert_eq!(of(&rules, name, &[b"h2", b"http/1.1"]), browser);
             assert_eq!(of(&rules, name, &[b"http/1.1"]), browser);
+            assert_eq!(of(&rules, name, &[b"h2"]), Destination::Web);
             assert_eq!(of(&rules, name, &[b"stun.turn"]), Destination::Relay);
             assert_eq!(of(&rules, name, &[b"stun.turn", b"http/1.1"]), Destination::Relay);
             assert_eq!(of(&rules, name, &[b"stun.nat-discovery"]), Destination::Relay);

@@ -3,18 +3,23 @@
 use std::cell::Cell;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::hello;
 use crate::config::WebSite;
-use crate::net::limits::{SpareFiles, too_many_open_files};
+use crate::net::limits::{SpareFiles, is_out_of_files, too_many_open_files};
+use crate::setting;
 
 /// The time for the connection to the web site.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// The time until the next attempt while the queue of a Unix socket is full.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// The time in which a visitor has to read why there is no web site.
 const LINGER: Duration = Duration::from_secs(2);
@@ -38,7 +43,7 @@ pub(super) async fn connect(site: &WebSite, spare: &SpareFiles) -> io::Result<Co
                 stream.set_nodelay(true)?;
                 Ok(Connected::Tcp(stream))
             }
-            WebSite::Unix(path) => UnixStream::connect(path).await.map(Connected::Unix),
+            WebSite::Unix(path) => connect_unix(path).await.map(Connected::Unix),
         }
     };
     let connected = timeout(CONNECT, connected).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
@@ -47,6 +52,16 @@ pub(super) async fn connect(site: &WebSite, spare: &SpareFiles) -> io::Result<Co
         Connected::Unix(stream) => spare.permit(stream),
     };
     if permitted { Ok(connected) } else { Err(too_many_open_files()) }
+}
+
+/// Connects to a Unix socket. While its queue is full, `connect` fails at once, so it is tried again.
+async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
+            connected => return connected,
+        }
+    }
 }
 
 impl Connected {
@@ -59,21 +74,43 @@ impl Connected {
     }
 }
 
-/// Logs that the web site of a front cannot be reached, and that it can be reached again: once each.
+/// Logs that the web site of a front cannot be reached, and that it can be reached again: once each, and at most once per
+/// minute, because a web site near its limits changes all the time.
 #[derive(Debug, Default)]
 pub(super) struct Reachability {
     is_unreachable: Cell<bool>,
+    last_line: Cell<Option<Instant>>,
 }
 
 impl Reachability {
+    fn may_log(&self) -> bool {
+        let last = self.last_line.get();
+        // The opposite of the first line may follow it at once.
+        let may = last.is_none_or(|last| last.elapsed() >= PAUSE) || self.is_unreachable.get();
+        if may {
+            self.last_line.set(Some(Instant::now()));
+        }
+        may
+    }
+
     pub(super) fn reached(&self, front: SocketAddr, site: &WebSite) {
-        if self.is_unreachable.replace(false) {
+        if self.is_unreachable.get() && self.may_log() {
+            self.is_unreachable.set(false);
             tracing::info!(event = "web-site-reachable", %front, web = %site, "the web site can be reached again");
         }
     }
 
     pub(super) fn failed(&self, front: SocketAddr, site: &WebSite, error: &io::Error) {
-        if !self.is_unreachable.replace(true) {
+        if !self.is_unreachable.get() && self.may_log() {
+            self.is_unreachable.set(true);
+            if is_out_of_files(error) {
+                let limit = setting::OPEN_FILES;
+                return tracing::warn!(
+                    event = "web-site-unreachable", %front, web = %site, %error,
+                    "this server has too many open files to connect to the web site: raise {limit}, or set fewer \
+                     `connections` at the front"
+                );
+            }
             tracing::warn!(
                 event = "web-site-unreachable", %front, web = %site, %error,
                 "the web site behind a front cannot be reached, so its visitors get an error; the relay is not \
@@ -84,6 +121,9 @@ impl Reachability {
     }
 }
 
+/// The time after a line until the next one about a failure.
+const PAUSE: Duration = Duration::from_secs(60);
+
 /// A fatal `internal_error` alert (RFC 8446 §6.2).
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
 
@@ -92,7 +132,7 @@ const BAD_GATEWAY: &[u8] = b"HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/plai
 
 /// Tells a visitor that the web site cannot be reached: by a TLS alert, or by a response of HTTP.
 pub(super) async fn refuse(mut visitor: TcpStream) {
-    let told = async {
+    let refused = async {
         // What a visitor has sent must have been read. Otherwise the kernel resets the connection, and the visitor may
         // lose the response.
         let mut first = [0; hello::MAX_HELLO];
@@ -107,7 +147,7 @@ pub(super) async fn refuse(mut visitor: TcpStream) {
         until_end(&mut visitor).await
     };
     // Whatever the visitor does, nothing more can be said to it.
-    let _ = timeout(LINGER, told).await;
+    let _ = timeout(LINGER, refused).await;
 }
 
 async fn until_end(visitor: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {

@@ -40,6 +40,8 @@ ends! {
     ByWebSite = "broken-by-web-site",
     /// The web site could not be reached.
     Unreachable = "web-site-unreachable",
+    /// This process had too many open files to connect to the web site.
+    OutOfFiles = "too-many-open-files",
     /// No data came in either direction for the idle timeout.
     Idle = "idle",
     /// The first bytes did not come in time.

@@ -1,6 +1,7 @@
 //! Moves data between a visitor and the web site until both have finished.
 
 use std::cell::{Cell, RefCell};
+use std::future::Future;
 use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use crate::net::splice::{Buffer, Carrier, Pipe};
 /// The number of bytes after which other connections have their turn.
 const SHARE: usize = 1 << 20;
 
-/// The most pipes of the thread. Further directions have buffers, so that visitors who read slowly hold up nobody.
+/// The most pipes of the thread. Further directions have buffers, so that visitors who read slowly hold up no others.
 pub(crate) const PIPES: usize = 256;
 
 /// The longest time without data once one side has finished. Most of these connections are never closed by the other
@@ -121,21 +122,54 @@ pub(super) async fn run(
     statistics: &Statistics,
 ) -> End {
     let transfer = Transfer { pipes, statistics, last_data: Cell::new(Instant::now()), idle: Cell::new(idle) };
-    let to_web_site = async {
-        let moved = transfer.one(visitor, site, Direction::ToWebSite).await;
-        moved.map_err(|failed| if failed == Failed::Source { End::ByVisitor } else { End::ByWebSite })
-    };
-    let to_visitor = async {
-        let moved = transfer.one(site, visitor, Direction::ToVisitor).await;
-        moved.map_err(|failed| if failed == Failed::Source { End::ByWebSite } else { End::ByVisitor })
-    };
+    let to_web_site = transfer.one(visitor, site, Direction::ToWebSite);
+    let to_visitor = transfer.one(site, visitor, Direction::ToVisitor);
     tokio::select! {
-        both = async { tokio::try_join!(to_web_site, to_visitor) } => both.err().unwrap_or(End::Complete),
+        end = transfer.both(to_web_site, to_visitor) => match end {
+            Ok(end) => end,
+            // What was cut off must not look complete, so the other side gets a reset, too.
+            Err(end) => {
+                let _ = SockRef::from(visitor).set_linger(Some(Duration::ZERO));
+                let _ = SockRef::from(site).set_linger(Some(Duration::ZERO));
+                end
+            }
+        },
         () = transfer.idle() => End::Idle,
     }
 }
 
 impl Transfer<'_> {
+    /// Moves data in both directions. If a side takes no more data, what it has sent still arrives. The error is how the
+    /// connection ends if a side has broken off what it sends.
+    async fn both(
+        &self,
+        to_web_site: impl Future<Output = Result<(), Failed>>,
+        to_visitor: impl Future<Output = Result<(), Failed>>,
+    ) -> Result<End, End> {
+        tokio::pin!(to_web_site, to_visitor);
+        let (mut up, mut down, mut end) = (false, false, End::Complete);
+        while !(up && down) {
+            // The side that sends and the side that takes.
+            let (moved, source, sink) = tokio::select! {
+                moved = &mut to_web_site, if !up => {
+                    up = true;
+                    (moved, End::ByVisitor, End::ByWebSite)
+                }
+                moved = &mut to_visitor, if !down => {
+                    down = true;
+                    (moved, End::ByWebSite, End::ByVisitor)
+                }
+            };
+            match moved {
+                Ok(()) => {}
+                Err(Failed::Source) => return Err(source),
+                Err(Failed::Sink) => end = sink,
+            }
+            self.idle.set(self.idle.get().min(HALF_CLOSED));
+        }
+        Ok(end)
+    }
+
     /// Moves data in one direction until the source has finished, and says so to the sink.
     async fn one(&self, source: &impl Socket, sink: &impl Socket, direction: Direction) -> Result<(), Failed> {
         let mut since_yield = 0;
@@ -145,10 +179,7 @@ impl Transfer<'_> {
             let carrier = &mut borrowed.carrier;
             loop {
                 let taken = match source.attempt(Interest::READABLE, || carrier.fill(source)) {
-                    Ok(0) => {
-                        self.idle.set(self.idle.get().min(HALF_CLOSED));
-                        return sink.finish().map_err(|_| Failed::Sink);
-                    }
+                    Ok(0) => return sink.finish().map_err(|_| Failed::Sink),
                     Ok(taken) => taken,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -244,7 +244,7 @@ fn start_with<H: Handler>(
 async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     let Plan { control_socket, handed_over, changes, certificate, spare, stop } = plan;
     let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
-    let shared = Shared { certificate, is_encrypted, handler, spare, times, stop };
+    let shared = Shared { certificate, is_encrypted, handler, spare, times, stop, keep_alive: true };
     let mut tasks = JoinSet::new();
     let mut control = None;
     match control_socket.map(Listener::into_async) {
@@ -254,7 +254,9 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
     }
     for (connections, is_encrypted) in handed_over.into_iter().zip([false, true]) {
         let always = Some(Rc::new(Cell::new(is_encrypted)));
-        tasks.spawn_local(accept(AsyncListener::HandedOver(connections), always, None, shared.clone()));
+        // Without TLS, the front has decided for the first request only: one for the response to a challenge.
+        let shared = Shared { keep_alive: is_encrypted, ..shared.clone() };
+        tasks.spawn_local(accept(AsyncListener::HandedOver(connections), always, None, shared));
     }
     let stop = shared.stop.clone();
     follow(changes, stop, tasks, &TcpListeners { shared, control }).await;
@@ -291,6 +293,12 @@ impl<H: Handler> Service for TcpListeners<H> {
     fn other_panicked(&self, task: tokio::task::Id) {
         if self.control == Some(task) {
             control_socket_failed(&panicked());
+        } else {
+            tracing::error!(
+                event = "http-handover-failed", error = %panicked(),
+                "connections that fronts give to the HTTP server are not served any more. This is a bug: restart the \
+                 server, and please report it"
+            );
         }
     }
 }
@@ -408,6 +416,8 @@ struct Shared<H> {
     spare: SpareFiles,
     times: Times,
     stop: watch::Receiver<bool>,
+    /// Whether a connection may have several requests.
+    keep_alive: bool,
 }
 
 impl<H> Clone for Shared<H> {
@@ -419,6 +429,7 @@ impl<H> Clone for Shared<H> {
             spare: self.spare.clone(),
             times: self.times,
             stop: self.stop.clone(),
+            keep_alive: self.keep_alive,
         }
     }
 }
@@ -440,7 +451,7 @@ async fn accept<H: Handler>(
     close: Option<oneshot::Receiver<Closed>>,
     shared: Shared<H>,
 ) {
-    let Shared { certificate, handler, stop, spare, times, .. } = shared;
+    let Shared { certificate, handler, stop, spare, times, keep_alive, .. } = shared;
     let connections = Rc::new(Connections::new(limits::CONNECTIONS, limits::CONNECTIONS_PER_SOURCE));
     let mut tasks = JoinSet::new();
     let begin = |tasks: &mut JoinSet<()>, (stream, client): (listener::Stream, Client)| {
@@ -450,7 +461,7 @@ async fn accept<H: Handler>(
         let (handler, stop) = (Rc::clone(&handler), stop.clone());
         tasks.spawn_local(async move {
             let connection = &place.connection;
-            let served = serve_connection(stream, client, acceptor, connection, (handler, times));
+            let served = serve_connection(stream, client, acceptor, connection, (handler, times, keep_alive));
             tokio::select! {
                 // The client gets no response: the request did not come, or took too long.
                 () = connection.evicted() => {}
@@ -515,14 +526,16 @@ async fn serve_connection<H: Handler>(
     client: Client,
     acceptor: Option<Option<Acceptor>>,
     connection: &Rc<Connection>,
-    (handler, times): (Rc<H>, Times),
+    (handler, times, keep_alive): (Rc<H>, Times, bool),
 ) {
     match (stream, acceptor) {
-        (listener::Stream::Unix(stream), _) => requests(stream, client, connection, handler, times).await,
-        (listener::Stream::Tcp(stream), None) => requests(stream, client, connection, handler, times).await,
+        (listener::Stream::Unix(stream), _) => requests(stream, client, connection, (handler, times, keep_alive)).await,
+        (listener::Stream::Tcp(stream), None) => {
+            requests(stream, client, connection, (handler, times, keep_alive)).await
+        }
         (listener::Stream::Tcp(stream), Some(Some(acceptor))) => {
             if let Ok(Ok(Some(stream))) = timeout(times.handshake, acceptor.accept_http(stream)).await {
-                requests(stream, client, connection, handler, times).await;
+                requests(stream, client, connection, (handler, times, keep_alive)).await;
             }
         }
         // A reload has removed the certificate and TLS, just after the client connected.
@@ -530,8 +543,12 @@ async fn serve_connection<H: Handler>(
     }
 }
 
-async fn requests<S, H>(stream: S, client: Client, connection: &Rc<Connection>, handler: Rc<H>, times: Times)
-where
+async fn requests<S, H>(
+    stream: S,
+    client: Client,
+    connection: &Rc<Connection>,
+    (handler, times, keep_alive): (Rc<H>, Times, bool),
+) where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
@@ -546,6 +563,7 @@ where
     let stream = Observed { stream, connection: Rc::clone(connection) };
     let server = http1::Builder::new()
         .timer(TokioTimer::new())
+        .keep_alive(keep_alive)
         .header_read_timeout(times.head)
         .max_buf_size(limits::HEAD)
         .serve_connection(TokioIo::new(stream), service);

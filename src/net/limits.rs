@@ -77,6 +77,11 @@ pub(crate) fn too_many_open_files() -> io::Error {
     io::Error::from_raw_os_error(libc::EMFILE)
 }
 
+/// Returns whether an error is that of a process or a system that has too many open files.
+pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
+}
+
 /// Makes the calling thread give way to the other threads, where they compete for a CPU: it gets about a tenth of it
 /// then.
 ///

@@ -110,6 +110,18 @@ pub(crate) fn limit_unsent_data(stream: &impl AsFd) -> io::Result<()> {
     SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT)
 }
 
+/// Makes the kernel detect a visitor of a web site that has gone, after about an hour without data. One who stops to read
+/// keeps the connection.
+///
+/// # Errors
+///
+/// Those of `setsockopt`.
+pub(crate) fn detect_lost_visitor(stream: &impl AsFd) -> io::Result<()> {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let probes = TcpKeepalive::new().with_time(30 * MINUTE).with_interval(10 * MINUTE).with_retries(3);
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}
+
 /// Reads the first bytes of a connection, which stay in the socket. Returns their number.
 ///
 /// # Errors

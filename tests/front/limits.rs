@@ -76,7 +76,7 @@ fn a_client_hello_that_is_too_long_or_never_ends_is_refused_at_once() {
     // The length of the message, and too many records.
     let long = [0x16, 3, 1, 0x40, 0, 1, 0, 0x40, 0];
     let mut split = vec![0x16, 3, 1, 0, 1, 1];
-    split.extend([[0x16, 3, 1, 0, 1, 0]; 20].concat());
+    split.extend([[0x16, 3, 1, 0, 1, 0]; 140].concat());
     for bytes in [&long[..], &split] {
         let mut stream = front.visit();
         stream.write_all(bytes).unwrap();

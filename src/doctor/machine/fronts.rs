@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{CertificateFiles, Config, Front, WebSite};
 use crate::doctor::finding::Finding;
@@ -38,7 +40,7 @@ pub(super) fn examine(config: &Config, report: Report<'_>) {
 fn web_site(front: &Front) -> Finding {
     let connected: io::Result<()> = match &front.web {
         WebSite::Tcp(address) => TcpStream::connect_timeout(address, CONNECT).map(drop),
-        WebSite::Unix(path) => UnixStream::connect(path).map(drop),
+        WebSite::Unix(path) => connect_unix(path),
     };
     match connected {
         Ok(()) => Finding::ok("web-site", format!("the web site at {} accepts connections", front.web)),
@@ -48,4 +50,9 @@ fn web_site(front: &Front) -> Finding {
             "start the web server, or correct `web`; the relay works all the same",
         ),
     }
+}
+
+fn connect_unix(path: &Path) -> io::Result<()> {
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.connect_timeout(&SockAddr::unix(path)?, CONNECT)
 }

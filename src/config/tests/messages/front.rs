@@ -37,6 +37,17 @@ fn the_web_site_is_an_address_or_a_unix_socket_and_not_a_front() {
             format!("4:1: `front.web`: {web} is the address of a front, so visitors would go in a circle")
         );
     }
+    for (before, what) in [
+        ("[listen]\ntcp = [\"127.0.0.1:8443\"]\n", "a listener of the relay, whose limits visitors would escape"),
+        (
+            "[http]\nlisten = [\"0.0.0.0:8443\"]\n",
+            "`http.listen`, where every visitor would seem to be on this machine",
+        ),
+    ] {
+        let web = "listen = \"[::]:443\"\nnames = [\"a.example\"]\nweb = \"127.0.0.1:8443\"";
+        let error = error(&format!("{before}{}", front(web)));
+        assert!(error.contains(&format!("`front.web`: 127.0.0.1:8443 is the address of {what}")), "{error}");
+    }
     for (web, path) in [("unix:/run/web.sock", "/run/web.sock"), ("/run/web.sock", "/run/web.sock")] {
         let config = parse(&front(&format!("listen = \"[::]:443\"\nnames = [\"a.example\"]\nweb = \"{web}\"")));
         assert_eq!(config.fronts[0].web, WebSite::Unix(path.into()));
@@ -83,6 +94,16 @@ fn the_names_of_the_relay_are_dns_names_and_the_default_is_the_hostname() {
     }
     parse(&of("", "without-name = \"relay\""));
     parse(&of("", "").replace("443", "80").replace("880", "8080"));
+}
+
+#[test]
+fn without_a_certificate_names_have_no_effect_and_pages_cannot_be_served() {
+    let of = |more: &str| {
+        format!("[[front]]\nlisten = \"[::]:443\"\nweb = \"127.0.0.1:1\"\nnames = [\"a.example\"]\n{more}")
+    };
+    let lines = warnings(&of(""));
+    assert!(matches!(lines.as_slice(), [line] if line.contains("without TLS only")), "{lines:?}");
+    assert!(error(&of("http = true")).contains("`front.http` needs a certificate"));
 }
 
 #[test]
