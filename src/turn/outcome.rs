@@ -134,6 +134,9 @@ drop_reasons! {
     ProxyConflict = "proxy-conflict",
     /// A datagram of a proxy for a further client, while there are as many as a worker keeps.
     TooManyProxied = "too-many-proxied",
+    /// Data for a client behind a proxy that sends for another client from the same address, until a header names the
+    /// client again.
+    ProxyPathLost = "proxy-path-lost",
     /// The kernel failed to send.
     SendFailed = "send-failed",
 }

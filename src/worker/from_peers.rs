@@ -191,7 +191,7 @@ impl Shell {
             let length = payload.len();
             return self.connections.push_data(now.monotonic, &tuple, socket, length, [header, payload, padding]);
         }
-        let (listener, from, to) = self.way_to(&tuple).ok_or(DropReason::SendFailed)?;
+        let (listener, from, to) = self.way_to(&tuple)?;
         let target = Target::new(to, from, fields);
         let queued = self.to_clients.push_data(listener, socket, target, Message { header, payload, padding }, slot);
         if queued { Ok(()) } else { Err(DropReason::SendFailed) }
@@ -239,7 +239,10 @@ impl Shell {
             let sent = self.connections.push_response(tuple, message, self.server.allocation_of(tuple).is_some());
             return if sent { Some(outcome) } else { failed };
         }
-        let Some((listener, from, to)) = self.way_to(tuple) else { return failed };
+        let (listener, from, to) = match self.way_to(tuple) {
+            Ok(way) => way,
+            Err(reason) => return Some(Outcome::Dropped(reason)),
+        };
         let target = Target::new(to, from, IpFields::default());
         let message = self.response.get(..length).unwrap_or_default();
         if self.to_clients.push_response(listener, target, message, outcome) { None } else { failed }
@@ -247,12 +250,12 @@ impl Shell {
 
     /// Returns the index of the listener that serves a 5-tuple, the address to send from if the listener has several, and
     /// the address to send to.
-    fn way_to(&self, tuple: &FiveTuple) -> Option<(usize, Option<IpAddr>, SocketAddr)> {
-        let Leg { proxy: to, local } = self.leg_to(tuple);
+    fn way_to(&self, tuple: &FiveTuple) -> Result<(usize, Option<IpAddr>, SocketAddr), DropReason> {
+        let Leg { proxy: to, local } = self.leg_to(tuple).ok_or(DropReason::ProxyPathLost)?;
         let find = |exactly| self.listeners.iter().position(|listener| listener.serves(local, exactly));
-        let index = find(true).or_else(|| find(false))?;
-        let wildcard = self.listeners.get(index)?.address.ip().is_unspecified();
-        Some((index, wildcard.then(|| local.ip()), to))
+        let index = find(true).or_else(|| find(false)).ok_or(DropReason::SendFailed)?;
+        let wildcard = self.listeners.get(index).is_some_and(|listener| listener.address.ip().is_unspecified());
+        Ok((index, wildcard.then(|| local.ip()), to))
     }
 
     /// Sends the datagrams that wait for clients, and frees the buffer for more datagrams of peers.

@@ -361,7 +361,7 @@ impl Worker {
         let present = self.listener_addresses();
         for allocation in page.allocations {
             let tuple = &allocation.tuple;
-            let local = self.shell.leg_to(tuple).local;
+            let local = self.shell.local_of(tuple);
             if !tuple.transport.is_connection() && serving(before, local) != serving(&present, local) {
                 self.shell.server.end_unserved(now.monotonic, allocation.id);
             }
@@ -517,7 +517,8 @@ impl Shell {
                     self.events.log(now.monotonic, &event);
                 }
                 Action::RouteAdded(route) => {
-                    let proxied = self.proxied.as_ref().is_some_and(|proxied| proxied.leg_to(&route.tuple).is_some());
+                    let leg = self.proxied.as_ref().and_then(|proxied| proxied.last_leg_to(&route.tuple));
+                    let proxied = leg.is_some();
                     self.offload.iter_mut().for_each(|offload| offload.add(route, proxied, &mut self.rng));
                 }
                 // Most are removed already. One that was announced with these actions is not.

@@ -12,7 +12,9 @@
 //! Client and server are the addresses in the header. The core prefers relay addresses that equal the server's, so with
 //! the local address it would give clients from elsewhere a relay address of the network of the proxy.
 //!
-//! Datagrams for a client go to the address of its proxy, never to the address in a header.
+//! Datagrams for a client go to the address of its proxy, never to the address in a header. If the proxy gives the leg of a
+//! client with an allocation to another client, the allocation waits for a further header of its client, and data for it
+//! is dropped meanwhile.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -31,6 +33,9 @@ mod tests;
 
 /// The maximum number of clients behind proxies of a worker: as many as fit into tables with 2^15 places.
 const MAX_CLIENTS: usize = 28_672;
+
+/// The maximum number of clients with an allocation and without a leg. A tick examines them all.
+const MAX_DISPLACED: usize = 1_024;
 
 /// The time without datagrams of the client after which it is forgotten, if it has no allocation.
 const IDLE: Duration = Duration::from_secs(300);
@@ -68,16 +73,23 @@ pub(super) struct Proxied {
     legs: HashMap<FiveTuple, Leg>,
     /// The keys of `clients`, in the order in which they are examined.
     order: VecDeque<Leg>,
+    /// The clients with an allocation whose leg is that of another client, with this leg. A header assigns them a new one.
+    displaced: HashMap<FiveTuple, Leg>,
 }
 
 impl Proxied {
     pub(super) fn is_empty(&self) -> bool {
-        self.clients.is_empty()
+        self.clients.is_empty() && self.displaced.is_empty()
     }
 
-    /// Returns the leg to a client; `None` if it is not behind a proxy.
-    pub(super) fn leg_to(&self, client: &FiveTuple) -> Option<Leg> {
+    /// Returns the leg to a client; `None` if it has none.
+    fn leg_to(&self, client: &FiveTuple) -> Option<Leg> {
         self.legs.get(client).copied()
+    }
+
+    /// Returns the leg of a client, also if it is that of another client since; `None` if the client is not behind a proxy.
+    pub(super) fn last_leg_to(&self, client: &FiveTuple) -> Option<Leg> {
+        self.legs.get(client).or_else(|| self.displaced.get(client)).copied()
     }
 
     /// Assigns a leg to a client. If the client has another leg, the newer one is used: its proxy has begun to send from
@@ -89,17 +101,23 @@ impl Proxied {
         now: Instant,
         has_allocation: HasAllocation<'_>,
     ) -> Result<(), DropReason> {
-        if !self.legs.contains_key(&tuple) && has_allocation(&tuple) {
+        if self.last_leg_to(&tuple).is_none() && has_allocation(&tuple) {
             // The allocation is that of a client that is not behind a proxy.
             return Err(DropReason::ProxyConflict);
         }
         match self.clients.get_mut(&leg) {
             Some(client) => {
-                let before = std::mem::replace(&mut client.tuple, tuple);
-                client.last = now;
+                let before = client.tuple;
                 if before != tuple && self.legs.get(&before) == Some(&leg) {
+                    if has_allocation(&before) {
+                        if self.displaced.len() >= MAX_DISPLACED {
+                            return Err(DropReason::TooManyProxied);
+                        }
+                        self.displaced.insert(before, leg);
+                    }
                     self.legs.remove(&before);
                 }
+                *client = Client { tuple, last: now };
             }
             None => {
                 if self.clients.len() >= MAX_CLIENTS && !self.make_room(now, has_allocation) {
@@ -109,6 +127,7 @@ impl Proxied {
                 self.order.push_back(leg);
             }
         }
+        self.displaced.remove(&tuple);
         self.legs.insert(tuple, leg);
         Ok(())
     }
@@ -175,6 +194,13 @@ impl Proxied {
             }
             self.forget(&leg);
         }
+        self.displaced.retain(|tuple, leg| {
+            let (has_allocation, is_served) = (has_allocation(tuple), is_served(leg));
+            if has_allocation && !is_served {
+                ended.push(*tuple);
+            }
+            has_allocation && is_served
+        });
         ended
     }
 
@@ -192,7 +218,8 @@ impl Proxied {
         // A table has a byte of control data for each place, and eighths of them stay free.
         let of_clients = self.clients.capacity() * 8 / 7 * (size_of::<(Leg, Client)>() + 1);
         let of_legs = self.legs.capacity() * 8 / 7 * (size_of::<(FiveTuple, Leg)>() + 1);
-        of_clients + of_legs + self.order.capacity() * size_of::<Leg>()
+        let of_displaced = self.displaced.capacity() * 8 / 7 * (size_of::<(FiveTuple, Leg)>() + 1);
+        of_clients + of_legs + of_displaced + self.order.capacity() * size_of::<Leg>()
     }
 }
 
@@ -251,7 +278,7 @@ impl Worker {
             proxied.sort(real, bytes, now.monotonic, &|tuple| shell.server.allocation_of(tuple).is_some())
         } else if proxy_protocol::begins(bytes) {
             Sorted::Dropped(DropReason::ProxyHeaderUnexpected)
-        } else if proxied.leg_to(real).is_some() {
+        } else if proxied.last_leg_to(real).is_some() {
             Sorted::Dropped(DropReason::ProxyConflict)
         } else {
             Sorted::Of(*real, 0)
@@ -271,10 +298,18 @@ impl Worker {
 
 impl Shell {
     /// Returns the addresses between which the datagrams of a client are sent: those of its 5-tuple, unless it is behind a
-    /// proxy.
-    pub(super) fn leg_to(&self, client: &FiveTuple) -> Leg {
-        let leg = self.proxied.as_ref().and_then(|proxied| proxied.leg_to(client));
-        leg.unwrap_or(Leg { proxy: client.client, local: client.server })
+    /// proxy. `None` if its proxy sends for another client from the address of this one.
+    pub(super) fn leg_to(&self, client: &FiveTuple) -> Option<Leg> {
+        let real = Leg { proxy: client.client, local: client.server };
+        let Some(proxied) = &self.proxied else { return Some(real) };
+        // Most clients have a leg, or there are few that lost theirs.
+        proxied.leg_to(client).or_else(|| (!proxied.displaced.contains_key(client)).then_some(real))
+    }
+
+    /// Returns the address of this server at which the datagrams of a client arrive, or arrived.
+    pub(super) fn local_of(&self, client: &FiveTuple) -> SocketAddr {
+        let leg = self.proxied.as_ref().and_then(|proxied| proxied.last_leg_to(client));
+        leg.map_or(client.server, |leg| leg.local)
     }
 
     /// Forgets clients behind proxies that are idle, or whose proxy is not in the configuration any more. The allocations

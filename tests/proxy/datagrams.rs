@@ -189,6 +189,38 @@ fn a_client_keeps_its_allocation_when_its_proxy_sends_from_another_address() {
     assert!(stopped(server, "outcomes").contains("dropped proxy-header-missing: 1"));
 }
 
+// The address in the header is one of this machine here, so that a datagram that is sent to it is seen.
+#[test]
+fn a_client_keeps_its_allocation_when_its_proxy_gives_its_address_to_another_client() {
+    let server = Server::start(&behind_proxies("127.0.0.1", LOOPBACK_PEERS));
+    let [peer, named] = [(); 2].map(|()| socket("127.0.0.1:0".parse().unwrap()));
+    let name = named.local_addr().unwrap().to_string();
+    let mut behind = Behind::allocate(&server, v2(&name, &server.udp_address().to_string()));
+    behind.bind(peer.local_addr().unwrap());
+    let later = proxy_socket(behind.to);
+    later.connect(behind.to).unwrap();
+    let earlier = std::mem::replace(&mut behind.proxy, later);
+    let other = [v2(CLIENT, FRONT), binding(1)].concat();
+    earlier.send(&other).unwrap();
+    assert_eq!(Message::parse(&receive(&earlier).0).unwrap().class(), Class::Success);
+    peer.send_to(b"lost", behind.relayed).unwrap();
+    // The allocation is not one for a client without a proxy.
+    named.send_to(&channel_data(b"forged"), behind.to).unwrap();
+    server.wait_for_log(|line| line.message().contains("proxy-path-lost"));
+    behind.proxy.send(&[behind.header.clone(), channel_data(b"here")].concat()).unwrap();
+    assert_eq!(receive(&peer).0, b"here");
+    peer.send_to(b"there", behind.relayed).unwrap();
+    assert_eq!(receive(&behind.proxy).0, channel_data(b"there"));
+    for unused in [&earlier, &named] {
+        unused.set_nonblocking(true).unwrap();
+        assert_eq!(unused.recv(&mut [0; 64]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    }
+    let outcomes = stopped(server, "outcomes");
+    for expected in ["proxy-path-lost: 1", "proxy-conflict: 1"] {
+        assert!(outcomes.contains(expected), "{expected} in {outcomes}");
+    }
+}
+
 #[test]
 fn two_clients_with_one_address_are_told_apart_by_the_address_that_they_reach() {
     let server = Server::start(&behind_proxies("127.0.0.1", ""));

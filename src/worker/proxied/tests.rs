@@ -32,6 +32,8 @@ impl Proxied {
         let ordered: HashSet<&Leg> = self.order.iter().collect();
         assert_eq!((ordered.len(), self.order.len()), (self.clients.len(), self.clients.len()));
         assert!(ordered.iter().all(|leg| self.clients.contains_key(leg)));
+        assert!(self.displaced.len() <= MAX_DISPLACED);
+        assert!(self.displaced.keys().all(|tuple| !self.legs.contains_key(tuple)));
         for (tuple, leg) in &self.legs {
             assert_eq!(self.clients.get(leg).map(|client| client.tuple), Some(*tuple));
         }
@@ -113,6 +115,45 @@ fn a_client_and_its_leg_are_found_by_each_other() {
     proxied.check();
 }
 
+#[test]
+fn an_allocation_whose_leg_is_given_to_another_client_waits_for_its_next_header() {
+    let mut proxied = Proxied::default();
+    proxied.assign(leg(1), client(1), at(0), &nobody).unwrap();
+    let has_allocation = |tuple: &FiveTuple| *tuple == client(1);
+    proxied.assign(leg(1), client(2), at(1), &has_allocation).unwrap();
+    assert_eq!((proxied.leg_to(&client(1)), proxied.last_leg_to(&client(1))), (None, Some(leg(1))));
+    assert_eq!(proxied.tick(at(2), &has_allocation, |_| true), []);
+    proxied.check();
+    assert_eq!(proxied.assign(leg(2), client(1), at(3), &has_allocation), Ok(()));
+    assert_eq!((proxied.leg_to(&client(1)), proxied.leg_to(&client(2))), (Some(leg(2)), Some(leg(1))));
+    assert!(proxied.displaced.is_empty());
+    // Without an allocation, or without its proxy in the configuration, it does not wait.
+    proxied.assign(leg(2), client(3), at(4), &has_allocation).unwrap();
+    assert_eq!(proxied.tick(at(5), &has_allocation, |_| false), [client(1)]);
+    assert!(proxied.is_empty());
+    proxied.assign(leg(1), client(1), at(6), &nobody).unwrap();
+    proxied.assign(leg(1), client(2), at(6), &has_allocation).unwrap();
+    assert_eq!(proxied.tick(at(7), &nobody, |_| true), []);
+    assert_eq!(proxied.last_leg_to(&client(1)), None);
+    proxied.check();
+}
+
+#[test]
+fn the_number_of_allocations_that_wait_for_a_header_is_limited() {
+    let mut proxied = Proxied::default();
+    let most = u16::try_from(MAX_DISPLACED).unwrap();
+    for port in 0..most {
+        proxied.assign(leg(1), client(port), at(0), &|tuple| tuple.client.port() < port).unwrap();
+    }
+    let everybody_before = |tuple: &FiveTuple| tuple.client.port() <= most;
+    proxied.assign(leg(1), client(most), at(0), &|tuple| tuple.client.port() < most).unwrap();
+    assert_eq!(proxied.displaced.len(), MAX_DISPLACED);
+    let refused = proxied.assign(leg(1), client(most + 1), at(0), &everybody_before);
+    assert_eq!(refused, Err(DropReason::TooManyProxied));
+    assert_eq!(proxied.client(&leg(1), at(0)), Some(client(most)));
+    proxied.check();
+}
+
 proptest! {
     #[test]
     fn the_tables_agree_after_any_operations(
@@ -125,7 +166,7 @@ proptest! {
             let now = at(100 * second as u64);
             match operation {
                 0 => {
-                    let _ = proxied.assign(leg(one), client(two), now, &nobody);
+                    let _ = proxied.assign(leg(one), client(two), now, &|tuple| tuple.client.port() != two && has_allocation(tuple));
                     prop_assert_eq!(proxied.client(&leg(one), now), Some(client(two)));
                 }
                 1 => drop(proxied.client(&leg(one), now)),
