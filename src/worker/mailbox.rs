@@ -1,7 +1,8 @@
 //! Commands to a worker, from control and from other workers.
 //!
 //! Each worker has a bounded channel, which it serves in small steps between batches of packets. Each command of control
-//! has a response, unless the worker has ended.
+//! has a response, unless the worker has ended. Connections that a front hands over have a channel of their own, so that a
+//! flood of them does not hold up commands.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,7 +19,7 @@ use crate::proxy_protocol::Addresses;
 use crate::transport::{Endpoint, Transport};
 use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
-/// The maximum number of commands that wait for a worker.
+/// The maximum number of commands that wait for a worker, and that of connections.
 const CAPACITY: usize = 16;
 
 /// The number of allocations that a worker reviews or lists before it serves packets again.
@@ -46,8 +47,6 @@ pub(crate) enum Command {
     End { ids: Vec<AllocationId>, operator: Operator, response: oneshot::Sender<usize> },
     /// Publish the gauges of the statistics now. Otherwise they are published once per second.
     Publish { done: oneshot::Sender<()> },
-    /// Serve a connection between these addresses, which a front has accepted. There is no response.
-    Adopt(TcpStream, Addresses),
     /// Evict a connection for another worker. There is no response.
     Evict(EvictionRequest),
 }
@@ -93,16 +92,35 @@ pub(crate) struct WorkerEnded;
 
 /// The end of the mailbox of a worker that control and other workers have.
 #[derive(Clone, Debug)]
-pub(crate) struct Handle(mpsc::Sender<Command>);
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    connections: mpsc::Sender<Connection>,
+}
+
+/// A connection that a front has accepted, between these addresses.
+type Connection = (TcpStream, Addresses);
 
 /// The worker's end of its mailbox.
 #[derive(Debug)]
-pub(crate) struct Mailbox(mpsc::Receiver<Command>);
+pub(crate) struct Mailbox {
+    pub(super) commands: Commands,
+    pub(super) connections: Connections,
+}
+
+/// The commands to a worker.
+#[derive(Debug)]
+pub(super) struct Commands(mpsc::Receiver<Command>);
+
+/// The connections that fronts hand over to a worker.
+#[derive(Debug)]
+pub(super) struct Connections(mpsc::Receiver<Connection>);
 
 /// Creates the mailbox of a worker.
 pub(crate) fn mailbox() -> (Handle, Mailbox) {
-    let (sender, receiver) = mpsc::channel(CAPACITY);
-    (Handle(sender), Mailbox(receiver))
+    let (commands, receiver) = mpsc::channel(CAPACITY);
+    let (connections, adopted) = mpsc::channel(CAPACITY);
+    let mailbox = Mailbox { commands: Commands(receiver), connections: Connections(adopted) };
+    (Handle { commands, connections }, mailbox)
 }
 
 impl Handle {
@@ -145,26 +163,26 @@ impl Handle {
     /// Gives the worker a connection whose first bytes are still in its socket. Waits while the worker is busy. A worker
     /// that has ended closes it.
     pub(crate) async fn adopt(&self, connection: TcpStream, addresses: Addresses) {
-        let _ = self.0.send(Command::Adopt(connection, addresses)).await;
+        let _ = self.connections.send((connection, addresses)).await;
     }
 
     /// Asks the worker to evict a connection. If the mailbox is full, the request is lost. Then the client is rejected
     /// again, and its next attempt makes a new request.
     pub(super) fn evict(&self, eviction: EvictionRequest) {
-        let _ = self.0.try_send(Command::Evict(eviction));
+        let _ = self.commands.try_send(Command::Evict(eviction));
     }
 
     /// Sends a command and waits for its response.
     async fn call<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, WorkerEnded> {
         let (sender, response) = oneshot::channel();
-        self.0.send(command(sender)).await.map_err(|_| WorkerEnded)?;
+        self.commands.send(command(sender)).await.map_err(|_| WorkerEnded)?;
         response.await.map_err(|_| WorkerEnded)
     }
 }
 
 /// Serves commands until the worker has ended.
-pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
-    while let Some(command) = mailbox.0.recv().await {
+pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut commands: Commands) {
+    while let Some(command) = commands.0.recv().await {
         // A sender that no longer waits gets no response.
         match command {
             Command::Reconfigure { snapshot, listeners, done } => {
@@ -226,12 +244,53 @@ pub(super) async fn serve(worker: Weak<RefCell<Worker>>, mut mailbox: Mailbox) {
                 worker.borrow().publish();
                 let _ = done.send(());
             }
-            Command::Adopt(connection, addresses) => tasks::adopt(&worker, connection, addresses),
             Command::Evict(eviction) => {
                 let Some(worker) = worker.upgrade() else { return };
                 worker.borrow().evict_for_other(eviction);
             }
         }
         yield_to_tasks().await;
+    }
+}
+
+/// Serves the connections that fronts hand over until the worker has ended.
+pub(super) async fn serve_connections(worker: Weak<RefCell<Worker>>, mut connections: Connections) {
+    while let Some((connection, addresses)) = connections.0.recv().await {
+        if worker.strong_count() == 0 {
+            return;
+        }
+        tasks::adopt(&worker, connection, addresses);
+        yield_to_tasks().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use tokio::task::{LocalSet, spawn_local};
+
+    use super::*;
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn connections_of_fronts_that_wait_do_not_hold_up_a_command() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = listener.local_addr().unwrap();
+        let (handle, mut mailbox) = mailbox();
+        let test = async {
+            for _ in 0..=CAPACITY {
+                let (handle, connection) = (handle.clone(), TcpStream::connect(server).unwrap());
+                let addresses = Addresses { client: connection.local_addr().unwrap(), server };
+                spawn_local(async move { handle.adopt(connection, addresses).await });
+            }
+            let publish = spawn_local(async move { handle.publish().await });
+            match mailbox.commands.0.recv().await {
+                Some(Command::Publish { done }) => done.send(()).unwrap(),
+                other => panic!("{other:?}"),
+            }
+            publish.await.unwrap().unwrap();
+            assert_eq!(mailbox.connections.0.len(), CAPACITY);
+        };
+        LocalSet::new().run_until(test).await;
     }
 }

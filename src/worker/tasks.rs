@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
-use super::mailbox::{AlteredListener, FailedListener, ListenerChange};
+use super::mailbox::{AlteredListener, FailedListener, ListenerChange, Mailbox};
 use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox, offload};
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::watch::{Events, Readable, Watch};
@@ -36,7 +36,7 @@ const LAST_RESPONSES: Duration = Duration::from_millis(500);
 pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<()> {
     let mut stop = plan.stop.clone();
     let listeners = std::mem::take(&mut plan.listeners);
-    let (worker, commands) = Worker::new(plan)?;
+    let (worker, Mailbox { commands, connections }) = Worker::new(plan)?;
     WORKER.set(Rc::downgrade(&worker));
     let panicked = Rc::clone(&worker.borrow().shell.panicked);
     for listener in listeners {
@@ -44,6 +44,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     }
     spawn(&panicked, serve_relays(Rc::downgrade(&worker))?);
     spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
+    spawn(&panicked, mailbox::serve_connections(Rc::downgrade(&worker), connections));
     spawn(&panicked, offload::serve(Rc::downgrade(&worker)));
     started();
     let mut ticks = tokio::time::interval(TICK);

@@ -392,7 +392,7 @@ async fn merged_datagrams_are_bounded_in_bytes() {
 async fn with_served_mailbox<T>(worker: &Rc<RefCell<Worker>>, mailbox: Mailbox, test: impl Future<Output = T>) -> T {
     LocalSet::new()
         .run_until(async {
-            let served = tokio::task::spawn_local(mailbox::serve(Rc::downgrade(worker), mailbox));
+            let served = tokio::task::spawn_local(mailbox::serve(Rc::downgrade(worker), mailbox.commands));
             let result = test.await;
             served.abort();
             result
