@@ -10,7 +10,7 @@ use super::failed::is_same;
 use crate::config::Config;
 use crate::net::passed::PassedSockets;
 use crate::net::{interfaces, tcp, udp};
-use crate::setting::HTTP_LISTEN;
+use crate::setting::{FRONT_LISTEN, HTTP_LISTEN};
 use crate::transport::{Endpoint, Transport};
 use crate::worker::{AlteredListener, BoundListener, ListenerChange, ListenerSocket};
 
@@ -488,13 +488,15 @@ pub(super) enum MissingListener {
     Clients(Endpoint),
     /// One of `http.listen`.
     Http(SocketAddr),
+    /// That of a front.
+    Front(SocketAddr),
 }
 
 impl MissingListener {
     pub(super) fn address(&self) -> SocketAddr {
         match self {
             Self::Clients(endpoint) => endpoint.address,
-            Self::Http(address) => *address,
+            Self::Http(address) | Self::Front(address) => *address,
         }
     }
 
@@ -509,6 +511,10 @@ impl MissingListener {
                 event = "http-listener-reachable", %address,
                 "this machine has the address of the HTTP listener now, so it can be reached"
             ),
+            Self::Front(address) => tracing::info!(
+                event = "front-reachable", %address,
+                "this machine has the address of the front now, so visitors and clients can reach it"
+            ),
         }
     }
 }
@@ -518,6 +524,7 @@ impl fmt::Display for MissingListener {
         match self {
             Self::Clients(endpoint) => write!(f, "clients cannot reach the server at {endpoint} yet")?,
             Self::Http(address) => write!(f, "HTTP cannot be reached at {address} yet")?,
+            Self::Front(address) => write!(f, "visitors and clients cannot reach the front at {address} yet")?,
         }
         f.write_str(
             ", because this machine does not have the address. The server waits for it. If that is a mistake, change \
@@ -526,6 +533,7 @@ impl fmt::Display for MissingListener {
         match self {
             Self::Clients(endpoint) => write!(f, "listen.{}", endpoint.transport),
             Self::Http(_) => f.write_str(HTTP_LISTEN),
+            Self::Front(_) => f.write_str(FRONT_LISTEN),
         }
     }
 }
@@ -536,8 +544,10 @@ impl fmt::Display for MissingListener {
 /// If the kernel does not tell whether the machine has an address.
 pub(super) fn missing(config: &Config) -> io::Result<Vec<MissingListener>> {
     let clients = config.listen.iter().copied().map(MissingListener::Clients);
+    let http = config.http.listen.iter().copied().map(MissingListener::Http);
+    let fronts = config.fronts.iter().map(|front| MissingListener::Front(front.listen));
     let mut missing = Vec::new();
-    for listener in clients.chain(config.http.listen.iter().copied().map(MissingListener::Http)) {
+    for listener in clients.chain(http).chain(fronts) {
         let ip = listener.address().ip();
         if !ip.is_unspecified() && !interfaces::is_local(ip)? {
             missing.push(listener);

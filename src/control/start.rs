@@ -340,6 +340,7 @@ fn read_interfaces() -> Result<Interfaces, AddressError> {
 pub(super) fn own_addresses(config: &Config, interfaces: &Interfaces, choice: &Choice) -> Vec<IpAddr> {
     let is_link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     let listen = config.listen.iter().map(|endpoint| endpoint.address).chain(config.http.listen.iter().copied());
+    let listen = listen.chain(config.fronts.iter().map(|front| front.listen));
     let mut addresses: Vec<IpAddr> = interfaces
         .addresses
         .iter()
@@ -607,7 +608,7 @@ mod tests {
     // Peers may reach none of them, except with an entry of `peers.allow` that consists of the address alone.
     #[test]
     fn the_own_addresses_are_those_of_interfaces_relays_mappings_and_listeners() {
-        let text = "[listen]\nudp = [\"192.0.2.1:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\nexternal = { \"10.0.0.1\" = \"203.0.113.1\", \"10.0.0.3\" = \"203.0.113.3\" }\n[http]\nlisten = [\"192.0.2.9:9641\"]\n";
+        let text = "[listen]\nudp = [\"192.0.2.1:3478\"]\ntcp = [\"[::]:3478\"]\n[relay]\nexternal = { \"10.0.0.1\" = \"203.0.113.1\", \"10.0.0.3\" = \"203.0.113.3\" }\n[http]\nlisten = [\"192.0.2.9:9641\"]\n[[front]]\nlisten = \"192.0.2.10:443\"\nweb = \"127.0.0.1:8443\"\nnames = [\"turn.example.org\"]\n";
         let config = Config::parse(text, "t.toml").unwrap();
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let (bind, advertised, reason) = (ip("10.0.0.1"), ip("203.0.113.1"), String::new());
@@ -632,6 +633,7 @@ mod tests {
             "172.16.0.1",
             "192.0.2.1",
             "192.0.2.9",
+            "192.0.2.10",
             "203.0.113.1",
             "203.0.113.2",
             "203.0.113.3",

@@ -29,6 +29,16 @@ fn each_error_names_the_transport_and_what_to_do() {
 }
 
 #[test]
+fn a_front_on_an_address_that_the_machine_does_not_have_is_missing() {
+    let text = "[[front]]\nlisten = \"192.0.2.10:443\"\nweb = \"127.0.0.1:8443\"\nnames = [\"turn.example.org\"]\n";
+    let missing = missing(&Config::parse(text, "t.toml").unwrap()).unwrap();
+    assert_eq!(missing, [MissingListener::Front("192.0.2.10:443".parse().unwrap())]);
+    let message = missing[0].to_string();
+    assert!(message.starts_with("visitors and clients cannot reach the front at 192.0.2.10:443 yet, "), "{message}");
+    assert!(message.ends_with("change it in front.listen"), "{message}");
+}
+
+#[test]
 fn tcp_and_tls_share_a_socket_on_one_address() {
     // Another program may take the port between two steps.
     assert!((0..100).any(|_| claim_for_tcp_and_tls().is_ok()), "other programs have every port");
