@@ -133,19 +133,25 @@ mod activation {
         let path = directory.path().join("control.sock");
         let control = UnixListener::bind(&path).unwrap();
         let ((udp, udp_at), (tcp, tcp_at), (tls, tls_at), (http, http_at)) = (udp(), tcp(), tcp(), tcp());
-        let more = format!("[http]\nlisten = [\"{http_at}\"]\n[control]\nsocket = {path:?}\n");
+        let (front, front_at) = self::tcp();
+        let more = format!(
+            "[http]\nlisten = [\"{http_at}\"]\n[control]\nsocket = {path:?}\n\
+             [[front]]\nlisten = \"{front_at}\"\nweb = \"127.0.0.1:9\"\nnames = [\"localhost\"]\n"
+        );
         let config = with_tls(&with_listeners(&[udp_at], &[tcp_at], &more), &["127.0.0.1"], &files);
         let config = config.replacen("tls = [\"127.0.0.1:0\"]", &format!("tls = [\"{tls_at}\"]"), 1);
         // In an order that is not that of the configuration.
-        let manager = Manager::new(&[http.as_fd(), control.as_fd(), tls.as_fd(), tcp.as_fd(), udp.as_fd()]);
+        let streams = [http.as_fd(), front.as_fd(), control.as_fd(), tls.as_fd(), tcp.as_fd()];
+        let manager = Manager::new(&[&streams[..], &[udp.as_fd()]].concat());
         let server = manager.start(&format!("workers = 1\n{config}"));
         assert_eq!((server.udp_address(), server.tcp_address(), server.tls_address()), (udp_at, tcp_at, tls_at));
         has_allocation(&Client::new(udp_at));
         has_allocation(&Client::connect(tcp_at));
         has_allocation(&Client::on_tls(handshake(tls_at, &authority, &ANY).unwrap()));
+        has_allocation(&Client::connect(front_at));
         assert_eq!(Http::tcp(http_at).get("/healthz").status, 200);
         assert_eq!(Http::unix(&path).get("/healthz").status, 200);
-        assert_eq!((count(&server, "socket-passed"), count(&server, "socket-unused")), (5, 0));
+        assert_eq!((count(&server, "socket-passed"), count(&server, "socket-unused")), (6, 0));
         server.terminate();
         // The file is that of the service manager.
         assert!(path.exists());

@@ -61,7 +61,7 @@ pub(super) fn report(passed: &PassedSockets, users: &Users) {
 fn unused(socket: &PassedSocket) -> String {
     let key = match socket.place() {
         Place::Udp(_) => "listen.udp",
-        Place::Tcp(_) => "listen.tcp, listen.tls or http.listen",
+        Place::Tcp(_) => "listen.tcp, listen.tls, http.listen or front.listen",
         Place::Unix(_) => "control.socket",
     };
     format!(

@@ -72,7 +72,9 @@ impl SocketUnit {
         let is_used = |socket: &&PassedSocket| {
             let is_http = socket.is_stream && socket.address().is_some_and(|at| config.http.listen.contains(&at));
             let is_control = socket.is_stream && control == Some(Path::new(&socket.value));
-            is_http || is_control || config.listen.iter().any(|endpoint| socket.fits(*endpoint))
+            let is_front = |at: SocketAddr| config.fronts.iter().any(|front| front.listen == at);
+            let is_front = socket.is_stream && socket.address().is_some_and(is_front);
+            is_http || is_control || is_front || config.listen.iter().any(|endpoint| socket.fits(*endpoint))
         };
         let (used, unused): (Vec<&PassedSocket>, Vec<&PassedSocket>) = self.sockets.iter().partition(is_used);
         let finding = if unused.is_empty() {
@@ -82,8 +84,8 @@ impl SocketUnit {
             Finding::warning(
                 "unit",
                 format!("systemd binds sockets that no listener of the configuration has: {}", names.join(", ")),
-                "set exactly these addresses in listen.udp, listen.tcp, listen.tls, http.listen or control.socket, or \
-                 remove them from the unit",
+                "set exactly these addresses in listen.udp, listen.tcp, listen.tls, http.listen, front.listen or \
+                 control.socket, or remove them from the unit",
             )
         };
         finding.of(self.path.display())
@@ -122,6 +124,9 @@ mod tests {
         let fitting = config("[listen]\ntcp = [\"[::]:443\"]\n[http]\nlisten = [\"127.0.0.1:9641\"]\n");
         let finding = unit.examine(&fitting);
         assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, "systemd passes sockets to the service: 4"));
+        let front = "[[front]]\nlisten = \"[::]:443\"\nweb = \"127.0.0.1:8443\"\nnames = [\"turn.example.org\"]\n";
+        let with_front = config(&format!("[http]\nlisten = [\"127.0.0.1:9641\"]\n{front}"));
+        assert_eq!(unit.examine(&with_front).status, Status::Ok);
         let finding = unit.examine(&config("[control]\nsocket = \"\"\n"));
         assert_eq!(finding.status, Status::Warning);
         assert!(finding.what.ends_with(": 443, 127.0.0.1:9641, /run/turnserver/control.sock"), "{finding:?}");
