@@ -128,7 +128,11 @@ fn an_unreachable_web_site_gives_a_tls_alert_or_an_error_of_http_and_is_logged_o
     assert_eq!(front.events("web-site-unreachable").len(), 1);
     // The relay is not affected.
     front.allocate_over_tls();
-    Site::start(&address.to_string(), |mut stream| stream.write_all(GREETING));
+    Site::start(&address.to_string(), |mut stream| {
+        // Unread data make the kernel reset the connection.
+        stream.read_to_end(&mut Vec::new())?;
+        stream.write_all(GREETING)
+    });
     assert_eq!(exchange(front.visit(), b"GET /"), GREETING);
     front.server.event("web-site-reachable");
 }

@@ -28,7 +28,12 @@ impl Fixture {
 
 #[test]
 fn other_names_and_another_web_site_apply_to_new_connections() {
-    let (one, other) = (Site::echo(), Site::start("127.0.0.1:0", |mut stream| stream.write_all(b"another")));
+    let one = Site::echo();
+    let other = Site::start("127.0.0.1:0", |mut stream| {
+        // Unread data make the kernel reset the connection.
+        stream.read_to_end(&mut Vec::new())?;
+        stream.write_all(b"another")
+    });
     let front = Fixture::new(&one, "", "");
     let address = front.address();
     let mut open = front.visit();
