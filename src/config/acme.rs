@@ -110,12 +110,12 @@ impl AcmeChallenge {
         let mut found = Vec::new();
         found.extend((tls || !plain).then_some(Self::TlsAlpn01));
         found.extend(plain.then_some(Self::Http01));
-        // The one at its own port is likelier to succeed: the other needs a port forward.
-        let [tls_port, http_port] = reachable(listen, http, fronts);
-        if http_port && !tls_port {
-            found.reverse();
+        // The one at its own port: another one would need a port forward. Without both ports, there may be one.
+        match reachable(listen, http, fronts) {
+            [true, false] => vec![Self::TlsAlpn01],
+            [false, true] => vec![Self::Http01],
+            _ => found,
         }
-        found
     }
 }
 
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn the_challenge_is_one_that_the_listeners_can_respond_to_and_at_its_own_port_first() {
+    fn the_challenge_is_one_that_the_listeners_can_respond_to_and_only_at_its_own_port_if_there_is_one() {
         use AcmeChallenge::{Auto, Http01, TlsAlpn01};
         let at = |transport, port| Endpoint::new(transport, SocketAddr::from(([0; 4], port)));
         let http = |port: Option<u16>, tls| Http {
@@ -384,19 +384,23 @@ mod tests {
         let tls = [at(Transport::Tls, 5349)];
         let tcp = [at(Transport::Tcp, 443)];
         assert_eq!(Auto.of_listeners(&tls, &http(None, false), &[]), [TlsAlpn01]);
-        assert_eq!(Auto.of_listeners(&tls, &http(Some(80), false), &[]), [Http01, TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&tls, &http(Some(80), false), &[]), [Http01]);
         assert_eq!(Auto.of_listeners(&tls, &http(Some(8080), false), &[]), [TlsAlpn01, Http01]);
         assert_eq!(Auto.of_listeners(&tcp, &http(Some(80), false), &[]), [TlsAlpn01, Http01]);
         assert_eq!(Auto.of_listeners(&udp, &http(Some(443), true), &[]), [TlsAlpn01]);
         assert_eq!(Auto.of_listeners(&udp, &http(Some(80), false), &[]), [Http01]);
         assert_eq!(Http01.of_listeners(&tls, &http(None, false), &[]), [Http01]);
-        // A front serves both.
+        // A front serves both: at the usual port of one, that one.
         let front = |port: u16| {
             let text =
                 format!("[[front]]\nlisten = \"[::]:{port}\"\nweb = \"127.0.0.1:1\"\nwithout-name = \"relay\"\n");
             Config::parse(&text, "t.toml").unwrap().fronts
         };
-        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(443)), [TlsAlpn01, Http01]);
-        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(80)), [Http01, TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(443)), [TlsAlpn01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(80)), [Http01]);
+        assert_eq!(Auto.of_listeners(&udp, &http(None, false), &front(8443)), [TlsAlpn01, Http01]);
+        assert_eq!(Auto.of_listeners(&tls, &http(Some(8080), false), &front(443)), [TlsAlpn01]);
+        // A listener for TCP at port 443 only, and metrics at their usual port.
+        assert_eq!(Auto.of_listeners(&tcp, &http(Some(9641), false), &[]), [TlsAlpn01]);
     }
 }

@@ -8,7 +8,8 @@ use turnserver::clock::unix_seconds;
 
 use crate::issue::{Call, isolated};
 use crate::pebble::{
-    DIRECTORY, NAME, Place, TLS, USUAL, connect, presented, status, trusted, wait_for, wait_for_other, wait_for_state,
+    DIRECTORY, NAME, Place, Settings, TLS, USUAL, connect, presented, status, trusted, wait_for, wait_for_other,
+    wait_for_state, wait_until,
 };
 use crate::proxy::{Proxy, Reply};
 use crate::support::client::Client;
@@ -158,6 +159,36 @@ fn an_account_that_the_authority_has_forgotten_is_made_anew_once() {
     });
 }
 
+// RFC 9773 §5: an authority refuses to replace the certificate of another account, also with `unauthorized`.
+#[test]
+fn an_account_is_kept_if_the_authority_refuses_that_an_order_replaces_a_certificate() {
+    isolated(|| {
+        let place = Place::new();
+        let _pebble = place.pebble(Settings { life: 30, ..USUAL });
+        let is_refused = std::sync::Arc::new(std::sync::atomic::AtomicBool::default());
+        let refused = std::sync::Arc::clone(&is_refused);
+        let proxy = Proxy::start(&place, move |path| match path {
+            "/dir" => Reply::Directory("https://127.0.0.1:14001/renewal"),
+            path if path.starts_with("/renewal/") => Reply::RenewalInfo,
+            // Once.
+            "/order-plz" if refused.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::Own(
+                403,
+                "",
+                r#"{"type":"urn:ietf:params:acme:error:unauthorized","detail":"another account has ordered it"}"#,
+            ),
+            _ => Reply::Forward,
+        });
+        let controlled = Controlled::start_with(&place.config_at(proxy.directory(), &[NAME], TLS, MORE));
+        wait_for(&controlled, "certificate", 1);
+        is_refused.store(true, std::sync::atomic::Ordering::Relaxed);
+        let first = presented(TLS, NAME).unwrap();
+        wait_for_other(TLS, NAME, &first);
+        assert!(!is_refused.load(std::sync::atomic::Ordering::Relaxed));
+        let events = ["acme-account", "acme-account-lost", "acme-failed"].map(|event| controlled.events(event));
+        assert_eq!(events, [1, 0, 0]);
+    });
+}
+
 // RFC 8555 §7.3.6
 #[test]
 fn an_account_that_stays_deactivated_is_not_made_anew_for_ever() {
@@ -213,6 +244,10 @@ fn a_wrong_clock_stops_orders_and_leaves_the_old_certificate() {
         controlled.lines(&["reload"]);
         let failed = wait_for(&controlled, "acme-failed", 1);
         assert!(failed.contains("which is 80 d ahead of the clock of the authority: set the clock"), "{failed}");
+        // Nobody reloads after the clock is set.
+        set(0);
+        let is_soon = || status(&controlled)["next_try"].as_u64().is_some_and(|next| next <= unix_seconds() + 80);
+        wait_until(is_soon, "the next order is as late as the clock was ahead");
         set(-400 * 86_400);
         controlled.lines(&["reload"]);
         let failed = wait_for(&controlled, "acme-failed", 2);

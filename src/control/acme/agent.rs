@@ -21,7 +21,7 @@ use crate::net::tls::{self, date};
 use crate::setting::TLS_ACME;
 
 /// The longest sleep in seconds. The clock may be set meanwhile.
-const LONGEST_SLEEP: u64 = MINUTE;
+const LONGEST_SLEEP: u64 = 10;
 
 /// The greatest difference, in seconds, between the clocks of this machine and of the authority at which a certificate is
 /// ordered. A greater one would make the new certificate seem expired, or not yet valid.
@@ -76,6 +76,7 @@ impl Agent {
         let mut is_announced = false;
         loop {
             let now = clock::unix_seconds();
+            certificate.follow_clock(now);
             if let Err(failure) = certificate.prepare(now) {
                 certificate.record(Err(failure), now);
                 self.published.send_modify(|published| published.failed += 1);
@@ -177,8 +178,12 @@ struct Managed<'s> {
     unsaved: Option<Issued>,
     /// The failures since the last success.
     failures: u32,
+    /// The failures since the last success or reload: each one moves on to the next challenge.
+    tried: usize,
     /// When the next order is made after a failure.
     retry_at: u64,
+    /// The time from the failure to the next order.
+    wait: u64,
     /// Whether the authority has chosen that time.
     is_demanded: bool,
     /// No certificate is ordered earlier.
@@ -203,7 +208,9 @@ impl<'s> Managed<'s> {
             certificate: None,
             unsaved: None,
             failures: 0,
+            tried: 0,
             retry_at: 0,
+            wait: 0,
             is_demanded: false,
             not_before: 0,
             suggested: None,
@@ -217,6 +224,13 @@ impl<'s> Managed<'s> {
 
     fn acme(&self) -> &'s Acme {
         &self.settings.acme
+    }
+
+    /// Brings the times of waits into reach, in case that the clock was ahead when they were chosen.
+    fn follow_clock(&mut self, now: u64) {
+        self.retry_at = self.retry_at.min(now + self.wait);
+        self.not_before = self.not_before.min(now + schedule::LONGEST_INTERVAL);
+        self.ask_at = self.ask_at.min(now + schedule::LONGEST_ARI_INTERVAL);
     }
 
     /// Opens the state directory if a certificate has to be ordered and it is not open.
@@ -279,6 +293,7 @@ impl<'s> Managed<'s> {
 
     /// Makes the next order at once, unless the authority has chosen another time.
     fn retry(&mut self) {
+        self.tried = 0;
         if !self.is_demanded {
             self.retry_at = 0;
         }
@@ -357,7 +372,7 @@ impl<'s> Managed<'s> {
             Err(failure) => Err(failure),
         };
         let Err(Failure { kind: Kind::AccountGone, message, .. }) = &result else { return result };
-        if self.account_renewed || !store.forget_account(&acme.directory)? {
+        if self.account_renewed || store.account(&acme.directory)?.is_none() {
             return result;
         }
         tracing::warn!(
@@ -366,15 +381,15 @@ impl<'s> Managed<'s> {
             error = message,
             "the authority no longer accepts the account of this server, so the server makes another one"
         );
-        let account = self::account(&client, store, acme).await?;
+        // The file of the present one stays until there is another one.
+        let account = new_account(&client, store, acme).await?;
         self.issue_for(&client, &account).await
     }
 
     async fn issue_for(&self, client: &Client, account: &Account) -> Result<Issued, Failure> {
         check_clock(client.ahead())?;
         // The next try uses the next challenge.
-        let tries = self.settings.challenges.len().max(1);
-        let index = usize::try_from(self.failures).unwrap_or_default() % tries;
+        let index = self.tried % self.settings.challenges.len().max(1);
         let challenge = self.settings.challenges.get(index).copied().unwrap_or(AcmeChallenge::TlsAlpn01);
         let replaced = self.certificate.as_ref().filter(|_| self.suggested.is_some() && self.failures == 0);
         let request = Request {
@@ -420,6 +435,7 @@ impl<'s> Managed<'s> {
         match result {
             Ok(()) => {
                 (self.failures, self.last_error, self.account_renewed) = (0, None, false);
+                self.tried = 0;
                 (self.suggested, self.ask_at) = (None, now);
                 (self.fraction, self.last_success) = (random_fraction(), Some(now));
                 self.not_before =
@@ -435,9 +451,10 @@ impl<'s> Managed<'s> {
             Err(failure) => {
                 self.account_renewed |= failure.kind == Kind::AccountGone;
                 self.failures = self.failures.saturating_add(1);
+                self.tried = self.tried.wrapping_add(1);
                 let wait = schedule::wait(self.failures, failure.wait, self.fraction);
                 self.is_demanded = failure.wait.is_some_and(|demanded| demanded > MINUTE);
-                self.retry_at = now + wait;
+                (self.retry_at, self.wait) = (now + wait, wait);
                 let or = if self.is_demanded { ", as the authority demands" } else { ", or at a reload" };
                 tracing::warn!(
                     event = "acme-failed",
@@ -471,6 +488,14 @@ async fn account(client: &Client, store: &Store, acme: &Acme) -> Result<Account,
         }
         return Ok(account);
     }
+    new_account(client, store, acme).await
+}
+
+/// Makes an account for this server with the authority, and keeps it in place of an earlier one.
+async fn new_account(client: &Client, store: &Store, acme: &Acme) -> Result<Account, Failure> {
+    let failed = |error| client.failure(&error);
+    let builder = Account::builder_with_http(Box::new(client.clone()));
+    let contact: Vec<&str> = acme.contact.as_deref().into_iter().collect();
     let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
     let external = acme.external_account.as_ref();
     let external = external.map(|own| ExternalAccountKey::new(own.key_id.clone(), own.key.as_bytes()));
@@ -520,5 +545,36 @@ mod tests {
             message(5_184_000)
         );
         assert!(message(i64::MIN).contains(" behind the clock of the authority: set the clock"));
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_does_not_put_off_the_next_order_after_it_is_set() {
+        const NOW: u64 = 1_800_000_000;
+        let ahead = NOW + 60 * 86_400;
+        let settings = settings();
+        let mut certificate = Managed::new(&settings, ChallengeSender::new().0);
+        certificate.record(Err(Failure::new("the clock is wrong")), ahead);
+        certificate.follow_clock(NOW);
+        let due = certificate.due(NOW);
+        assert!((NOW + 60..=NOW + 75).contains(&due), "{due}");
+        // The time passes.
+        certificate.follow_clock(NOW + 30);
+        assert_eq!(certificate.due(NOW + 30), due);
+        certificate.record(Ok(()), ahead);
+        certificate.follow_clock(NOW);
+        assert!(certificate.due(NOW) <= NOW + HOUR && certificate.ask_at <= NOW + 24 * HOUR);
+    }
+
+    fn settings() -> Settings {
+        let acme = Acme {
+            domains: vec!["turn.example.org".to_owned()],
+            contact: None,
+            directory: "https://acme.example.org/directory".to_owned(),
+            directory_ca: None,
+            external_account: None,
+            challenge: AcmeChallenge::Auto,
+            state_directory: "/nonexistent".into(),
+        };
+        Settings { acme, challenges: vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01] }
     }
 }

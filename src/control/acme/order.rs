@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use instant_acme::{
-    Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeType, Identifier, NewOrder,
-    Order, OrderStatus, RetryPolicy,
+    Account, AuthorizationHandle, AuthorizationStatus, CertificateIdentifier, ChallengeType, Error, Identifier,
+    NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use sha2::{Digest as _, Sha256};
@@ -56,20 +56,35 @@ impl Request<'_> {
 
     async fn begin(&self) -> Result<Order, Failure> {
         let identifiers: Vec<Identifier> = self.domains.iter().map(|name| Identifier::Dns(name.clone())).collect();
-        let mut new = NewOrder::new(&identifiers);
-        if let Some(replaces) = &self.replaces {
-            new = new.replaces(replaces.clone());
+        let new = NewOrder::new(&identifiers);
+        let failed = |error| self.client.failure(&error).context("the order was refused");
+        let Some(replaces) = &self.replaces else { return self.account.new_order(&new).await.map_err(failed) };
+        let refused = match self.account.new_order(&NewOrder::new(&identifiers).replaces(replaces.clone())).await {
+            Ok(order) => return Ok(order),
+            Err(error) => failed(error),
+        };
+        if refused.wait.is_some() || refused.kind == Kind::BadNonce {
+            return Err(refused);
         }
-        let order = self.account.new_order(&new).await;
-        order.map_err(|error| self.client.failure(&error).context("the order was refused"))
+        // Another account may have ordered the present certificate. That says nothing about this account.
+        tracing::debug!(
+            event = "acme-renewal-info",
+            error = refused.message,
+            "the authority does not accept that the order replaces a certificate"
+        );
+        self.account.new_order(&new).await.map_err(failed)
+    }
+
+    /// Returns the failure that an error after the beginning of an order means: not that the account is gone.
+    fn later_failure(&self, error: &Error) -> Failure {
+        match self.client.failure(error) {
+            failure @ Failure { kind: Kind::BadNonce, .. } => failure,
+            failure => Failure { kind: Kind::Other, ..failure },
+        }
     }
 
     async fn complete(&self, order: &mut Order) -> Result<Issued, Failure> {
-        // No later failure means that the account is gone.
-        let failed = |error| match self.client.failure(&error) {
-            failure @ Failure { kind: Kind::BadNonce, .. } => failure,
-            failure => Failure { kind: Kind::Other, ..failure },
-        };
+        let failed = |error| self.later_failure(&error);
         if order.state().authorizations.len() > self.domains.len() {
             return Err(Failure::new("the authority wants to check more names than there are in the order"));
         }
@@ -111,7 +126,7 @@ impl Request<'_> {
         let mut challenges = Challenges::default();
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
-            let authorization = authorization.map_err(|error| self.client.failure(&error))?;
+            let authorization = authorization.map_err(|error| self.later_failure(&error))?;
             match authorization.status {
                 AuthorizationStatus::Pending => self.add_response(authorization, &mut challenges)?,
                 // The authority has checked the name before.

@@ -20,12 +20,16 @@ pub(super) const RATE_LIMITED: u64 = HOUR;
 
 /// The bounds of the shortest time between two orders that succeed. So an authority cannot make the server order in a
 /// loop.
-const SHORTEST_INTERVAL: std::ops::RangeInclusive<u64> = 10..=HOUR;
+const SHORTEST_INTERVAL: std::ops::RangeInclusive<u64> = 10..=LONGEST_INTERVAL;
+/// The upper one.
+pub(super) const LONGEST_INTERVAL: u64 = HOUR;
 
 /// The time from one look at the suggestion of the authority to the next (RFC 9773 §4.3), if it does not name one.
 pub(super) const ARI_INTERVAL: u64 = 6 * HOUR;
 /// The bounds of the time that it names.
-const ARI_BOUNDS: std::ops::RangeInclusive<u64> = MINUTE..=DAY;
+const ARI_BOUNDS: std::ops::RangeInclusive<u64> = MINUTE..=LONGEST_ARI_INTERVAL;
+/// The upper one.
+pub(super) const LONGEST_ARI_INTERVAL: u64 = DAY;
 
 /// A validity period in seconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -131,18 +131,6 @@ impl Store {
         replace(&path, text.as_bytes()).map_err(|error| unwritable(&self.directory, &error))
     }
 
-    /// Forgets the account with a directory. Returns whether there was one.
-    ///
-    /// # Errors
-    /// If its file cannot be removed.
-    pub(super) fn forget_account(&self, directory: &str) -> Result<bool, Failure> {
-        match fs::remove_file(self.account_path(directory)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(unwritable(&self.directory, &error)),
-        }
-    }
-
     /// Returns the file of the account with a directory: one per directory, so that a trial with another authority does
     /// not lose it.
     fn account_path(&self, directory: &str) -> PathBuf {
