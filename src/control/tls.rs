@@ -64,21 +64,27 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
     let usable: Option<Vec<(&CertificateFiles, &Setup)>> =
         pairs().map(|(files, setup)| Some((files, setup.as_ref().ok()?.as_ref()?))).collect();
     let shared = usable.map(|usable| warnings::of_all(&usable, hostname)).unwrap_or_default();
+    let none = |warning: String| {
+        let names = tls.acme.as_ref().map(|acme| acme.domains.join(", ")).unwrap_or_default();
+        Ok((format!("{names}: none yet"), vec![warning]))
+    };
+    let effect = if tls.certificates.len() > 1 { "so only the others work" } else { "so TLS does not work" };
     let checked = |(place, (files, setup)): (usize, (&CertificateFiles, &Result<Option<Setup>, TlsError>))| {
-        let result = setup.as_ref().map_err(TlsError::clone).map(|setup| {
-            let Some(setup) = setup else {
-                let names = tls.acme.as_ref().map(|acme| acme.domains.join(", ")).unwrap_or_default();
-                let ([key, _], file) = (files.settings(), files.certificate.display());
-                let warning = format!(
-                    "`{key}`: there is no certificate in `{file}` yet, so TLS does not work. The running server orders \
-                     it: `turnserver ctl certificates` says why it has not"
-                );
-                return (format!("{names}: none yet"), vec![warning]);
-            };
-            let mut warnings = warnings::warnings(files, setup, now);
-            warnings.extend(shared.iter().filter(|(of, _)| *of == place).map(|(_, warning)| warning.clone()));
-            (describe(&setup.certificate), warnings)
-        });
+        let ([key, _], file) = (files.settings(), files.certificate.display());
+        let orders = "The running server orders it: `turnserver ctl certificates` says why it has not";
+        let result = match setup {
+            Ok(None) => none(format!("`{key}`: there is no certificate in `{file}` yet, {effect}. {orders}")),
+            // This user may have fewer rights than the server.
+            Err(error) if files.is_ordered => none(format!(
+                "{error}. If the running server cannot use it either, it orders another one: `turnserver ctl certificates` shows it"
+            )),
+            Err(error) => Err(error.clone()),
+            Ok(Some(setup)) => {
+                let mut warnings = warnings::warnings(files, setup, now);
+                warnings.extend(shared.iter().filter(|(of, _)| *of == place).map(|(_, warning)| warning.clone()));
+                Ok((describe(&setup.certificate), warnings))
+            }
+        };
         CheckedCertificate { file: files.certificate.clone(), result }
     };
     pairs().enumerate().map(checked).collect()
@@ -90,8 +96,11 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
 /// # Errors
 /// If it is unusable.
 pub(super) fn load_default(tls: &Tls, now: u64) -> Result<Option<Certificate>, TlsError> {
-    let default = tls.certificates.first().map(|files| files::load(files, now)).transpose()?;
-    Ok(default.flatten().map(|setup| setup.certificate))
+    let Some(files) = tls.certificates.first() else { return Ok(None) };
+    match files::load(files, now) {
+        Err(_) if files.is_ordered => Ok(None),
+        result => Ok(result?.map(|setup| setup.certificate)),
+    }
 }
 
 const LOADED: &str = "certificate loaded";
@@ -197,8 +206,16 @@ impl Certificates {
         let mut messages = Vec::new();
         for (place, new) in loaded.all.iter_mut().enumerate() {
             let predecessor = present.and_then(|present| present.predecessor(place, &new.files)?.current.as_ref());
-            // The former certificate stays in use until the server has ordered the new one.
-            let current = new.current.take().or_else(|| predecessor.cloned());
+            // The former certificate stays in use until the server has ordered the new one. One in the state directory
+            // may come from an earlier time, with other names.
+            let is_wanted = |stored: &Setup| {
+                let own = &stored.certificate;
+                let domains = tls.acme.as_ref().map(|acme| acme.domains.as_slice()).unwrap_or_default();
+                own.is_valid_at(now) && domains.iter().all(|domain| own.covers(domain))
+            };
+            let is_kept = new.files.is_ordered && predecessor.is_some_and(|old| old.certificate.is_valid_at(now));
+            let stored = new.current.take().filter(|stored| !is_kept || is_wanted(stored));
+            let current = stored.or_else(|| predecessor.cloned());
             if let Some(new_one) = &current
                 && predecessor.is_some_and(|old| old.certificate.is_valid_at(now))
                 && let Some(early) = early_warning(&new.files, &new_one.certificate, now)
@@ -233,7 +250,7 @@ impl Certificates {
             let Some((_, message)) = new(place) else { continue };
             let Watched { files, current, .. } = own;
             let Some(current) = current else {
-                log_missing(files);
+                log_missing(files, self.all.iter().any(|own| own.current.is_some()));
                 continue;
             };
             let certificate = &current.certificate;
@@ -255,11 +272,16 @@ impl Certificates {
 }
 
 /// Logs that the server orders a certificate, and has none until then.
-fn log_missing(files: &CertificateFiles) {
+fn log_missing(files: &CertificateFiles, has_others: bool) {
+    let until = if has_others {
+        "every TLS handshake gets one of the other certificates"
+    } else {
+        "TLS handshakes end with an alert; everything else is served"
+    };
     tracing::warn!(
         event = "certificate-missing", file = %files.certificate.display(),
-        "there is no certificate yet. The server orders it now: `acme-ordered` in the log says when TLS is there, and \
-         `acme-failed` why it is not. Until then, TLS handshakes end with an alert; everything else is served"
+        "there is no certificate yet. The server orders it now: `acme-ordered` in the log says when it is there, and \
+         `acme-failed` why it is not. Until then, {until}"
     );
 }
 

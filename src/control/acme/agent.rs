@@ -236,11 +236,11 @@ impl<'s> Managed<'s> {
     /// Opens the state directory if a certificate has to be ordered and it is not open.
     fn prepare(&mut self, now: u64) -> Result<(), Failure> {
         if self.store.is_none() && self.due(now) <= now {
-            self.store = Some(Store::open(self.acme())?);
-            self.read_certificate();
-            if self.certificate.is_some() {
-                self.failures = 0;
-            }
+            let store = Store::open(self.acme())?;
+            self.read_certificate(&store)?;
+            self.store = Some(store);
+            // Those failures were about the directory.
+            (self.failures, self.tried, self.last_error) = (0, 0, None);
         }
         Ok(())
     }
@@ -250,11 +250,11 @@ impl<'s> Managed<'s> {
         self.certificate.is_some() && self.failures == 0 && now >= self.ask_at
     }
 
-    fn read_certificate(&mut self) {
-        let stored = self.store.as_ref().and_then(Store::certificate);
-        self.certificate = stored.filter(|stored| stored.fits(self.acme()));
+    fn read_certificate(&mut self, store: &Store) -> Result<(), Failure> {
+        self.certificate = store.certificate()?.filter(|stored| stored.fits(self.acme()));
         // It is at most a little later.
         self.last_success = self.last_success.or(self.certificate.as_ref().map(|stored| stored.validity.from));
+        Ok(())
     }
 
     /// Asks the authority when it suggests to renew the certificate.
@@ -337,7 +337,7 @@ impl<'s> Managed<'s> {
             let message = if self.certificate.is_some() {
                 "ordering a certificate; the present one stays in use until then"
             } else {
-                "ordering a certificate; until it is there, TLS handshakes end with an alert, or use an earlier \
+                "ordering a certificate; until it is there, TLS handshakes end with an alert, or use another \
                  certificate"
             };
             tracing::info!(
@@ -359,7 +359,12 @@ impl<'s> Managed<'s> {
             reserved.keep(&acme.directory, &issued.chain, &issued.key)?;
         }
         self.unsaved = None;
-        self.read_certificate();
+        // If it cannot be read, that is tried again when the directory is opened again.
+        if let Some(store) = self.store.take()
+            && self.read_certificate(&store).is_ok()
+        {
+            self.store = Some(store);
+        }
         Ok(())
     }
 
@@ -388,15 +393,12 @@ impl<'s> Managed<'s> {
 
     async fn issue_for(&self, client: &Client, account: &Account) -> Result<Issued, Failure> {
         check_clock(client.ahead())?;
-        // The next try uses the next challenge.
-        let index = self.tried % self.settings.challenges.len().max(1);
-        let challenge = self.settings.challenges.get(index).copied().unwrap_or(AcmeChallenge::TlsAlpn01);
         let replaced = self.certificate.as_ref().filter(|_| self.suggested.is_some() && self.failures == 0);
         let request = Request {
             client,
             account,
             domains: &self.acme().domains,
-            challenge,
+            challenge: self.challenge(),
             replaces: replaced.and_then(|certificate| ari::identifier(&certificate.der)),
             sender: &self.sender,
         };
@@ -404,6 +406,12 @@ impl<'s> Managed<'s> {
         // The certificate may be valid from this second on.
         self.check(&issued, clock::unix_seconds())?;
         Ok(issued)
+    }
+
+    /// Returns the challenge of the next order.
+    fn challenge(&self) -> AcmeChallenge {
+        let index = self.tried % self.settings.challenges.len().max(1);
+        self.settings.challenges.get(index).copied().unwrap_or(AcmeChallenge::TlsAlpn01)
     }
 
     /// Checks that an issued certificate can be used.
@@ -418,7 +426,8 @@ impl<'s> Managed<'s> {
                 text(&certificate.all_names())
             )));
         }
-        if !certificate.is_valid_at(now) {
+        // A clock that is a little late mends itself: the certificate is in use when it is valid.
+        if certificate.not_before > now + MAX_SKEW || certificate.not_after < now {
             return Err(Failure::new(format!(
                 "the authority has issued a certificate that is valid from {} to {}, but the clock of this machine shows \
                  {}: check the clock",
@@ -452,7 +461,8 @@ impl<'s> Managed<'s> {
                 self.account_renewed |= failure.kind == Kind::AccountGone;
                 self.failures = self.failures.saturating_add(1);
                 self.tried = self.tried.wrapping_add(1);
-                let wait = schedule::wait(self.failures, failure.wait, self.fraction);
+                let left = self.certificate.as_ref().and_then(|own| own.validity.to.checked_sub(now));
+                let wait = schedule::wait(self.failures, failure.wait, left, self.fraction);
                 self.is_demanded = failure.wait.is_some_and(|demanded| demanded > MINUTE);
                 (self.retry_at, self.wait) = (now + wait, wait);
                 let or = if self.is_demanded { ", as the authority demands" } else { ", or at a reload" };
@@ -563,6 +573,35 @@ mod tests {
         certificate.record(Ok(()), ahead);
         certificate.follow_clock(NOW);
         assert!(certificate.due(NOW) <= NOW + HOUR && certificate.ask_at <= NOW + 24 * HOUR);
+    }
+
+    #[test]
+    fn a_certificate_that_is_valid_a_moment_later_is_kept() {
+        const NOW: u64 = 1_800_000_000;
+        let (settings, authority) = (settings(), crate::test_certificates::Authority::new(NOW));
+        let certificate = Managed::new(&settings, ChallengeSender::new().0);
+        let check = |from: u64, to: u64| {
+            let issued = authority.issue_for(&["turn.example.org"], from, to);
+            let chain = authority.chain(&issued);
+            certificate.check(&Issued { chain, key: issued.key.clone().into() }, NOW)
+        };
+        assert_eq!(check(NOW - 60, NOW + 60), Ok(()));
+        assert_eq!(check(NOW + 1, NOW + 86_400), Ok(()));
+        assert_eq!(check(NOW + MAX_SKEW, NOW + 86_400), Ok(()));
+        assert!(check(NOW + MAX_SKEW + 1, NOW + 86_400).is_err());
+        assert!(check(NOW - 60, NOW - 1).is_err());
+    }
+
+    // A proxy in the way, for example: the next try goes to the other challenge, and a reload begins with the first one.
+    #[test]
+    fn each_failure_moves_on_to_the_next_challenge_until_a_reload() {
+        let settings = settings();
+        let mut certificate = Managed::new(&settings, ChallengeSender::new().0);
+        assert_eq!(certificate.challenge(), AcmeChallenge::TlsAlpn01);
+        certificate.record(Err(Failure::new("refused")), 1_800_000_000);
+        assert_eq!(certificate.challenge(), AcmeChallenge::Http01);
+        certificate.retry();
+        assert_eq!(certificate.challenge(), AcmeChallenge::TlsAlpn01);
     }
 
     fn settings() -> Settings {

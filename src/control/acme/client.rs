@@ -127,14 +127,15 @@ impl Client {
     async fn send(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Full<Bytes>>, NoResponse> {
         let (mut head, body) = request.into_parts();
         let (host, port, path) = destination(&head.uri)?;
-        let shown = format!("{host}:{port}");
+        let authority = authority(&host, port);
+        let shown = authority.clone();
         let failed = |why: String| NoResponse(format!("{shown}: {why}"));
         let stream = connect(&host, port).await.map_err(&failed)?;
         let name = ServerName::try_from(host.clone()).map_err(|_| failed("it is no name of a server".to_owned()))?;
         let stream = self.tls.connect(name, stream).await.map_err(|error| failed(tls_failure(&error)))?;
 
-        let authority = if port == 443 { host.clone() } else { format!("{host}:{port}") };
-        let authority = HeaderValue::from_str(&authority).map_err(|error| failed(error.to_string()))?;
+        let authority = authority.strip_suffix(":443").unwrap_or(&authority);
+        let authority = HeaderValue::from_str(authority).map_err(|error| failed(error.to_string()))?;
         head.headers.insert(HOST, authority);
         head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         head.uri = path;
@@ -223,6 +224,11 @@ fn destination(uri: &Uri) -> Result<(String, u16, Uri), NoResponse> {
     Ok((host, uri.port_u16().unwrap_or(443), path))
 }
 
+/// Returns the host and the port as in a URL: an IPv6 address has brackets (RFC 3986 §3.2.2).
+fn authority(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
 /// Connects to one of the addresses of a host.
 async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     let addresses: Vec<SocketAddr> = match tokio::net::lookup_host((host, port)).await {
@@ -284,6 +290,8 @@ mod tests {
         assert_eq!((host.as_str(), port, path.to_string().as_str()), ("acme.example.org", 443, "/dir?x=1"));
         let (host, port, _) = parse("https://[::1]:14000/dir").unwrap();
         assert_eq!((host.as_str(), port), ("::1", 14_000));
+        assert_eq!(authority("::1", 443), "[::1]:443");
+        assert_eq!(authority("acme.example.org", 14_000), "acme.example.org:14000");
         for url in ["http://acme.example.org/dir", "/dir", &format!("https://a.example.org/{}", "x".repeat(MAX_URL))] {
             assert!(parse(url).is_err(), "{url}");
         }

@@ -13,8 +13,10 @@ const FIRST_WAIT: u64 = MINUTE;
 const FACTOR: u64 = 3;
 /// The longest wait after a failure.
 const LONGEST_WAIT: u64 = 6 * HOUR;
-/// The longest wait that an authority can demand.
+/// The longest wait that an authority can demand. It is shorter near the end of the present certificate.
 const LONGEST_DEMAND: u64 = 7 * DAY;
+/// What it can demand in any case.
+const SHORTEST_DEMAND: u64 = HOUR;
 /// The wait after an authority has limited the rate of orders without saying for how long.
 pub(super) const RATE_LIMITED: u64 = HOUR;
 
@@ -84,11 +86,13 @@ fn part(time: u64, fraction: f64) -> u64 {
 }
 
 /// Returns how long to wait after this many failures, at least one: a minute after the first, later hours. It is up to a
-/// quarter longer, by `fraction`. `demanded` is what the authority demands (RFC 8555 §6.6).
-pub(super) fn wait(failures: u32, demanded: Option<u64>, fraction: f64) -> u64 {
+/// quarter longer, by `fraction`. `demanded` is what the authority demands (RFC 8555 §6.6), `left` the life that the present
+/// certificate has left, if there is one that has not expired.
+pub(super) fn wait(failures: u32, demanded: Option<u64>, left: Option<u64>, fraction: f64) -> u64 {
     let wait = FACTOR.saturating_pow(failures.saturating_sub(1)).saturating_mul(FIRST_WAIT).min(LONGEST_WAIT);
     let wait = wait + part(wait / 4, fraction);
-    wait.max(demanded.unwrap_or_default().min(LONGEST_DEMAND))
+    let longest = left.map_or(LONGEST_DEMAND, |left| (left / 2).clamp(SHORTEST_DEMAND, LONGEST_DEMAND));
+    wait.max(demanded.unwrap_or_default().min(longest))
 }
 
 /// Returns when to look at the suggestion of the authority again. `demanded` is the time that it names.
@@ -131,19 +135,23 @@ mod tests {
 
     #[test]
     fn waits_grow_from_a_minute_to_hours_and_five_tries_take_more_than_half_an_hour() {
-        let waits: Vec<u64> = (1..=8).map(|failures| wait(failures, None, 0.0)).collect();
+        let waits: Vec<u64> = (1..=8).map(|failures| wait(failures, None, None, 0.0)).collect();
         assert_eq!(waits, [60, 180, 540, 1_620, 4_860, 14_580, 21_600, 21_600]);
-        assert_eq!(wait(1, None, 1.0), 75);
-        assert_eq!(wait(u32::MAX, None, 0.0), LONGEST_WAIT);
-        assert_eq!(wait(0, None, 0.0), FIRST_WAIT);
+        assert_eq!(wait(1, None, None, 1.0), 75);
+        assert_eq!(wait(u32::MAX, None, None, 0.0), LONGEST_WAIT);
+        assert_eq!(wait(0, None, None, 0.0), FIRST_WAIT);
     }
 
     // RFC 8555 §6.6
     #[test]
     fn the_authority_can_demand_a_longer_wait_but_not_for_ever() {
-        assert_eq!(wait(1, Some(2 * DAY), 0.0), 2 * DAY);
-        assert_eq!(wait(6, Some(5), 0.0), 14_580);
-        assert_eq!(wait(1, Some(u64::MAX), 0.0), LONGEST_DEMAND);
+        assert_eq!(wait(1, Some(2 * DAY), None, 0.0), 2 * DAY);
+        assert_eq!(wait(6, Some(5), None, 0.0), 14_580);
+        assert_eq!(wait(1, Some(u64::MAX), None, 0.0), LONGEST_DEMAND);
+        assert_eq!(wait(1, Some(u64::MAX), Some(30 * DAY), 0.0), LONGEST_DEMAND);
+        // A certificate for six days does not expire because of it.
+        assert_eq!(wait(1, Some(7 * DAY), Some(2 * DAY), 0.0), DAY);
+        assert_eq!(wait(1, Some(7 * DAY), Some(60), 0.0), HOUR);
         assert_eq!([ari_interval(None), ari_interval(Some(0)), ari_interval(Some(u64::MAX))], [ARI_INTERVAL, 60, DAY]);
     }
 }

@@ -139,15 +139,22 @@ impl Store {
         self.directory.join(format!("account-{name}.json"))
     }
 
-    /// Returns the certificate in the state directory; `None` if there is no usable one.
-    pub(super) fn certificate(&self) -> Option<StoredCertificate> {
-        StoredCertificate::read(&self.certificate)
+    /// Returns the certificate in the state directory; `None` if there is no usable one. Control logs why it is not usable.
+    ///
+    /// # Errors
+    /// If reading fails in a way that may pass, so that another order would be premature.
+    pub(super) fn certificate(&self) -> Result<Option<StoredCertificate>, Failure> {
+        match file::read(&self.certificate) {
+            Ok(bytes) => Ok(StoredCertificate::parse(&self.certificate, &bytes)),
+            // A new one replaces a file that this user may not read.
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
+            Err(error) => Err(Failure::new(format!("{} cannot be read: {error}", self.certificate.display()))),
+        }
     }
 }
 
 impl StoredCertificate {
-    fn read(path: &Path) -> Option<Self> {
-        let bytes = file::read(path).ok()?;
+    fn parse(path: &Path, bytes: &[u8]) -> Option<Self> {
         let setup = tls::load(path, path).ok()?;
         let first = bytes.split(|byte| *byte == b'\n').next()?;
         let directory = str::from_utf8(first).ok()?.strip_prefix(ORDERED_FROM)?.to_owned();
@@ -191,7 +198,7 @@ impl Reserved {
             file.sync_all()?;
             rename(&self.path, &self.target)
         };
-        keep(&mut self.file).map_err(|error| unwritable(&self.target, &error))
+        keep(&mut self.file).map_err(|error| unwritable(self.target.parent().unwrap_or(&self.target), &error))
     }
 }
 
@@ -230,16 +237,22 @@ fn rename(from: &Path, to: &Path) -> io::Result<()> {
     File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-fn unwritable(path: &Path, error: &io::Error) -> Failure {
+fn unwritable(directory: &Path, error: &io::Error) -> Failure {
     let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::NotFound => {
+        // The sandbox of the unit shows every other directory like this.
+        io::ErrorKind::ReadOnlyFilesystem => &format!(
+            "; with systemd, set StateDirectory=turnserver in the unit; for another directory than /var/lib/turnserver, \
+             create it for the user of the server, and set ReadWritePaths={} in a drop-in of the unit",
+            directory.display()
+        ),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
             "; with systemd, set StateDirectory=turnserver in the unit; otherwise create the directory for the user of the \
              server (install -d -m 700 -o turnserver)"
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
         _ => "",
     };
-    Failure::new(format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", path.display()))
+    Failure::new(format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", directory.display()))
 }
 
 #[cfg(test)]
@@ -286,12 +299,12 @@ mod tests {
         let place = Place::new("certificate");
         let store = Store::open(&place.0).unwrap();
         assert_eq!(mode(&place.0.state_directory), 0o700);
-        assert_eq!(store.certificate(), None);
+        assert_eq!(store.certificate(), Ok(None));
         let authority = Authority::new(crate::clock::unix_seconds());
         let issued = authority.issue(&["turn.example.org", "A.example.org"]);
         store.reserve().unwrap().keep(DIRECTORY, &authority.chain(&issued), &issued.key).unwrap();
         assert_eq!(mode(&place.0.files().certificate), 0o600);
-        let stored = store.certificate().unwrap();
+        let stored = store.certificate().unwrap().unwrap();
         assert!(stored.fits(&place.0), "{stored:?}");
         // Another set of names, or another directory, needs another certificate.
         let fewer = Acme { domains: vec!["turn.example.org".to_owned()], ..place.0.clone() };
@@ -313,8 +326,13 @@ mod tests {
         assert_eq!(fs::metadata(&reserved.path).unwrap().len(), RESERVED as u64);
         drop(reserved);
         assert_eq!(fs::read(place.0.files().certificate).unwrap(), b"old");
-        assert_eq!(store.certificate(), None);
+        assert_eq!(store.certificate(), Ok(None));
         assert_eq!(fs::read_dir(&place.0.state_directory).unwrap().count(), 2);
+        // It is there, but cannot be read.
+        fs::remove_file(place.0.files().certificate).unwrap();
+        fs::create_dir(place.0.files().certificate).unwrap();
+        let failure = store.certificate().unwrap_err();
+        assert!(failure.message.contains("certificate.pem cannot be read: "), "{failure}");
     }
 
     #[test]
@@ -356,5 +374,7 @@ mod tests {
         assert!(failure.message.contains("cannot be written (`tls.acme.state-directory`)"), "{failure}");
         let denied = unwritable(Path::new("/x"), &io::ErrorKind::PermissionDenied.into());
         assert!(denied.message.contains("StateDirectory=turnserver"), "{denied}");
+        let read_only = unwritable(Path::new("/srv/acme"), &io::ErrorKind::ReadOnlyFilesystem.into());
+        assert!(read_only.message.contains("set ReadWritePaths=/srv/acme in a drop-in"), "{read_only}");
     }
 }

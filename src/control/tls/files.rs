@@ -18,10 +18,17 @@ use crate::net::tls::{self, Certificate, FileError, LoadError, Setup, date};
 ///
 /// A certificate that the server orders by itself may be missing (`None`) or expired: then the server orders another one.
 pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Option<Setup>, TlsError> {
+    let setup = match tls::load(&files.certificate, &files.private_key) {
+        Err(LoadError::Certificate(FileError::Unreadable(error)) | LoadError::Key(FileError::Unreadable(error)))
+            if files.is_ordered && error.kind() == io::ErrorKind::NotFound =>
+        {
+            return Ok(None);
+        }
+        result => result.map_err(|error| unusable(files, error))?,
+    };
     if files.is_ordered {
-        return Ok(tls::load(&files.certificate, &files.private_key).ok());
+        return Ok(Some(setup));
     }
-    let setup = tls::load(&files.certificate, &files.private_key).map_err(|error| unusable(files, error))?;
     let end = setup.certificate.not_after;
     if end < now {
         let ([key, _], file) = (files.settings(), files.certificate.display());
@@ -52,8 +59,13 @@ fn unusable(files: &CertificateFiles, error: LoadError) -> TlsError {
     TlsError(match error {
         FileError::Unreadable(error) => {
             let reason = config::read_failure(&error);
-            let advice =
-                if error.kind() == io::ErrorKind::PermissionDenied { permission_advice(path) } else { String::new() };
+            let advice = match error.kind() {
+                io::ErrorKind::PermissionDenied if files.is_ordered => {
+                    ": it must belong to the user of the server".to_owned()
+                }
+                io::ErrorKind::PermissionDenied => permission_advice(path),
+                _ => String::new(),
+            };
             format!("`{key}`: `{file}` cannot be read: {reason}{advice}")
         }
         other => format!("`{key}`: `{file}` cannot be used: {other}"),
@@ -110,9 +122,13 @@ pub(super) struct Watched {
 impl Watched {
     pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Self, TlsError> {
         let seen = stamps(files);
-        let current = load(files, now)?;
+        // Without an ordered certificate, the server starts. The polls log why it is unusable.
+        let (current, failure) = match load(files, now) {
+            Err(error) if files.is_ordered => (None, Some(error)),
+            result => (result?, None),
+        };
         let next_warning = current.as_ref().map_or(now, |current| next_warning(&current.certificate, now));
-        Ok(Self { files: files.clone(), current, seen, failure: None, failure_logged: false, next_warning })
+        Ok(Self { files: files.clone(), current, seen, failure, failure_logged: false, next_warning })
     }
 
     /// Reads the files if they have changed. Returns whether there is another certificate.
@@ -176,9 +192,11 @@ impl Watched {
         if let Some(error) = &self.failure
             && !std::mem::replace(&mut self.failure_logged, true)
         {
+            let result =
+                if self.current.is_some() { "the old certificate stays in use" } else { "there is no certificate" };
             tracing::error!(
                 event = "certificate-unusable",
-                "the old certificate stays in use, because the configured files are unusable: {error}"
+                "{result}, because the configured files are unusable: {error}"
             );
         }
     }

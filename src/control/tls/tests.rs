@@ -192,6 +192,44 @@ async fn a_certificate_that_the_server_orders_may_be_missing_and_the_former_one_
     let (given, _) = Certificates::load(&own, None).unwrap();
     let (reloaded, _) = Certificates::reload(Some(&given), &ordered, None).unwrap();
     assert_eq!(reloaded.current().unwrap().serial, given.current().unwrap().serial);
+    // Nor does an expired certificate of an earlier time, or one for other names, replace them.
+    let acme = crate::config::Config::parse(
+        "[listen]\ntls = [\"[::]:443\"]\n[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\nstate-directory = \"/nonexistent\"\n",
+        "t.toml",
+    );
+    let wanted = Tls { acme: acme.unwrap().tls.unwrap().acme, ..ordered.clone() };
+    let expired = authority.issue_for(&["turn.example.org"], now - 90 * DAY, now - DAY);
+    for worse in [expired, authority.issue(&["other.example.org"])] {
+        write(&worse);
+        let (reloaded, _) = Certificates::reload(Some(&given), &wanted, None).unwrap();
+        assert_eq!(reloaded.current().unwrap().serial, given.current().unwrap().serial);
+    }
+    let better = authority.issue(&["turn.example.org"]);
+    write(&better);
+    let (reloaded, _) = Certificates::reload(Some(&given), &wanted, None).unwrap();
+    assert_eq!(reloaded.current().unwrap().serial, better.serial);
+
+    // A damaged one is not merely missing.
+    fs::write(&file, "damaged").unwrap();
+    let mut started = Certificates::load(&ordered, None).unwrap().0;
+    let lines = logged(|| (0..3).for_each(|_| poll(&mut started)));
+    assert!(lines.len() == 1 && lines[0].contains("there is no certificate, because"), "{lines:?}");
+    let [CheckedCertificate { result, .. }] = &check(&ordered, None)[..] else { panic!("there is one certificate") };
+    let (_, warnings) = result.as_ref().unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("cannot be used"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn other_certificates_serve_until_the_ordered_one_is_there() {
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("others"));
+    let mut tls = directory.write(&authority, &authority.issue(&["localhost"]));
+    let file = directory.0.join("missing.pem");
+    let ordered =
+        CertificateFiles { certificate: file.clone(), private_key: file, is_further: false, is_ordered: true };
+    tls.certificates.insert(0, ordered);
+    let lines = logged(|| drop(Certificates::load(&tls, None).unwrap()));
+    let missing = lines.iter().find(|line| line.contains("certificate-missing")).unwrap();
+    assert!(missing.contains("gets one of the other certificates"), "{missing}");
 }
 
 #[test]
