@@ -76,7 +76,8 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
             Ok(None) => none(format!("`{key}`: there is no certificate in `{file}` yet, {effect}. {orders}")),
             // This user may have fewer rights than the server.
             Err(error) if files.is_ordered => none(format!(
-                "{error}. If the running server cannot use it either, it orders another one: `turnserver ctl certificates` shows it"
+                "{error}. If the running server cannot use it either, it orders another one: `turnserver ctl \
+                 certificates` shows it"
             )),
             Err(error) => Err(error.clone()),
             Ok(Some(setup)) => {

@@ -86,8 +86,8 @@ fn part(time: u64, fraction: f64) -> u64 {
 }
 
 /// Returns how long to wait after this many failures, at least one: a minute after the first, later hours. It is up to a
-/// quarter longer, by `fraction`. `demanded` is what the authority demands (RFC 8555 §6.6), `left` the life that the present
-/// certificate has left, if there is one that has not expired.
+/// quarter longer, by `fraction`. `demanded` is what the authority demands (RFC 8555 §6.6), `left` the life that the
+/// present certificate has left, if there is one that has not expired.
 pub(super) fn wait(failures: u32, demanded: Option<u64>, left: Option<u64>, fraction: f64) -> u64 {
     let wait = FACTOR.saturating_pow(failures.saturating_sub(1)).saturating_mul(FIRST_WAIT).min(LONGEST_WAIT);
     let wait = wait + part(wait / 4, fraction);
