@@ -531,7 +531,7 @@ async fn serve_connection<H: Handler>(
     match (stream, acceptor) {
         (listener::Stream::Unix(stream), _) => requests(stream, client, connection, (handler, times, keep_alive)).await,
         (listener::Stream::Tcp(stream), None) => {
-            requests(stream, client, connection, (handler, times, keep_alive)).await
+            requests(stream, client, connection, (handler, times, keep_alive)).await;
         }
         (listener::Stream::Tcp(stream), Some(Some(acceptor))) => {
             if let Ok(Ok(Some(stream))) = timeout(times.handshake, acceptor.accept_http(stream)).await {

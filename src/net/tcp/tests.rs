@@ -198,7 +198,7 @@ fn listeners_do_not_block() {
 // A user timeout would also end a connection whose other end does not read for a while.
 #[test]
 fn a_visitor_who_stops_to_read_is_not_lost() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     detect_lost_visitor(&client).unwrap();
     let socket = SockRef::from(&client);
