@@ -729,7 +729,9 @@ impl Config {
         credentials::warn_of_keys_without_realm(&top, &auth, report);
         let hostname = general::hostname(&top, report);
         let fronts = front::fronts(&top, &listen, &http, hostname.as_deref(), report);
-        let tls = tls::tls(&top, &listen, http.tls || !fronts.is_empty(), report);
+        // What is wrong with a front has been reported.
+        let other_tls = http.tls || top.value("front").is_some();
+        let tls = tls::tls(&top, &listen, other_tls, report);
         acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, &fronts, report);
         Self {
             realm: general::realm(&top, report),

@@ -17,6 +17,9 @@ fn a_front_needs_an_address_and_a_web_site() {
             "4:1: `[[front]]` has no `web`: set for example web = \"127.0.0.1:8443\"",
         ]
     );
+    // A wrong front uses the certificate all the same.
+    let only = "[listen]\nudp = [\"[::]:3478\"]\ntcp = []\n";
+    assert_eq!(errors(&format!("{only}{}", front("listen = \"[::]:443\"\nweb = \"name:1\""))).len(), 1);
     assert_eq!(
         error("[front]\nlisten = \"[::]:443\""),
         "1:1: `front` must be a list of tables: write each one as `[[front]]`"
