@@ -5,20 +5,16 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{
-    self, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore, SignatureScheme, StreamOwned,
-};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, SignatureScheme, StreamOwned};
 use turnserver::clock::{Clock, unix_seconds};
 
 use crate::support::certificates::Authority;
-use crate::support::tls::{TlsStream, tcp};
+use crate::support::tls::{AnyCertificate, TlsStream, tcp};
 use crate::support::{Controlled, Process, TIMEOUT, TempDir, config};
 
 /// The name of the server.
@@ -152,53 +148,17 @@ fn wait_for_port(address: &str) {
     wait_until(|| TcpStream::connect(address).is_ok(), &format!("nothing listens on {address}"));
 }
 
-/// Asks again and again until something is so.
+/// Asks until something is so.
 pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool, otherwise: &str) {
     let clock = Clock::start();
     while !is_so() {
         assert!(clock.elapsed() < TIMEOUT, "{otherwise}");
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::yield_now();
     }
 }
 
-/// Accepts every certificate.
-#[derive(Debug)]
-struct Any;
-
-impl ServerCertVerifier for Any {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::RSA_PSS_SHA256]
-    }
-}
+/// The signatures of the certificates of pebble and of challenges.
+static SIGNATURES: [SignatureScheme; 2] = [SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::RSA_PSS_SHA256];
 
 /// Performs a handshake. Without roots, every certificate is accepted.
 pub(crate) fn connect(server: &str, name: &str, roots: Option<RootCertStore>) -> Result<TlsStream, rustls::Error> {
@@ -220,7 +180,7 @@ fn offering(
     let builder = builder.with_safe_default_protocol_versions().unwrap();
     let mut config = match roots {
         Some(roots) => builder.with_root_certificates(roots),
-        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(Any)),
+        None => builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyCertificate(&SIGNATURES))),
     }
     .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();

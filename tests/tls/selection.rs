@@ -6,63 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use tokio_rustls::rustls::{
-    self, AlertDescription, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
-};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ClientConnection, SignatureScheme, StreamOwned};
 use turnserver::clock::unix_seconds;
 
 use crate::support::certificates::{Authority, Issued};
-use crate::support::tls::{TlsStream, serial, tcp};
+use crate::support::tls::{AnyCertificate, TlsStream, serial, tcp};
 use crate::support::{Controlled, LogLine, TempDir, config, run, with_tls};
 
-/// A client that accepts every certificate and supports these signatures.
-#[derive(Debug)]
-struct Signatures(&'static [SignatureScheme]);
-
-const ALL: Signatures = Signatures(&[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]);
-const ED25519: Signatures = Signatures(&[SignatureScheme::ED25519]);
-const RSA: Signatures = Signatures(&[SignatureScheme::RSA_PSS_SHA256]);
-
-impl ServerCertVerifier for Signatures {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.to_vec()
-    }
-}
+const ALL: AnyCertificate = AnyCertificate(&[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]);
+const ED25519: AnyCertificate = AnyCertificate(&[SignatureScheme::ED25519]);
+const RSA: AnyCertificate = AnyCertificate(&[SignatureScheme::RSA_PSS_SHA256]);
 
 /// Returns the serial number of the certificate that a client gets. Without a name, it sends none.
-fn presented(server: SocketAddr, name: Option<&str>, signatures: Signatures) -> Result<String, rustls::Error> {
+fn presented(server: SocketAddr, name: Option<&str>, signatures: AnyCertificate) -> Result<String, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -96,7 +54,7 @@ impl Several {
         Self { authority, directory, controlled }
     }
 
-    fn presented(&self, name: Option<&str>, signatures: Signatures) -> String {
+    fn presented(&self, name: Option<&str>, signatures: AnyCertificate) -> String {
         presented(self.controlled.server.tls_address(), name, signatures).unwrap()
     }
 
