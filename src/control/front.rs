@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::http_listeners::{NewServiceListeners, ServiceChanged, ServiceListeners, ServiceThread};
+use super::service_listeners::{NewServiceListeners, ServiceChanged, ServiceListeners, ServiceThread};
 use super::start::{StartError, WorkerControl, visitors};
 use crate::config::{Config, WithoutName};
 use crate::front::{self, Front, Handler, Rules, Settings, Statistics};
