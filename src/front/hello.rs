@@ -94,7 +94,12 @@ fn message(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Read> {
         if whole > MAX_HELLO {
             return Err(Read::TooLong);
         }
-        if whole > MESSAGE_HEADER && message.len() >= whole {
+        let has_length = message.len() >= MESSAGE_HEADER;
+        // An empty one is no ClientHello, and nothing would be left to wait for.
+        if has_length && whole == MESSAGE_HEADER {
+            return Err(Read::Malformed);
+        }
+        if has_length && message.len() >= whole {
             return Ok(match message {
                 Cow::Borrowed(message) => message.get(MESSAGE_HEADER..whole).map(Cow::Borrowed).unwrap_or_default(),
                 Cow::Owned(mut message) => {
@@ -105,7 +110,9 @@ fn message(bytes: &[u8]) -> Result<Cow<'_, [u8]>, Read> {
             });
         }
         if fragment.len() < length {
-            let rest = (whole - message.len()).min(length - fragment.len());
+            // The type comes first.
+            let rest = if message.is_empty() { 1 } else { whole - message.len() };
+            let rest = rest.min(length - fragment.len());
             return Err(needs(at + fragment.len() + rest));
         }
         at += length;
@@ -342,7 +349,41 @@ pub(crate) mod tests {
         [&SERVER_NAME.to_be_bytes(), &length(entry.len() + 2)[..], &length(entry.len()), &entry].concat()
     }
 
+    /// Returns records of the handshake with these fragments.
+    fn records(fragments: &[Vec<u8>]) -> Vec<u8> {
+        let record = |fragment: &Vec<u8>| {
+            let length = u16::try_from(fragment.len()).unwrap().to_be_bytes();
+            [&[HANDSHAKE, 3, 1], &length[..], fragment].concat()
+        };
+        fragments.iter().flat_map(record).collect()
+    }
+
+    #[test]
+    fn an_empty_message_is_malformed_wherever_it_is_cut() {
+        for message in [
+            records(&[[&[CLIENT_HELLO, 0, 0, 0][..], &[7; 16]].concat()]),
+            records(&[1, 0, 0, 0, 7].map(|byte| vec![byte])),
+        ] {
+            let cut = (0..message.len())
+                .find(|length| !matches!(read(&message[..*length]), Read::Needs(needed) if needed > *length));
+            let cut = cut.unwrap();
+            assert!((cut..=message.len()).all(|length| read(&message[..length]) == Read::Malformed), "{message:?}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_is_needed_is_more_than_what_is_there(
+            fragments in prop::collection::vec(prop::collection::vec(prop_oneof![0..2u8, any::<u8>()], 1..6), 1..6),
+            length in 0..60usize,
+        ) {
+            let flight = records(&fragments);
+            let length = length.min(flight.len());
+            if let Read::Needs(needed) = read(&flight[..length]) {
+                prop_assert!(needed > length, "{needed}");
+            }
+        }
+
         // Whatever else rustls demands: where it accepts a ClientHello, both read the same in it.
         #[test]
         fn a_changed_client_hello_is_read_as_rustls_reads_it(

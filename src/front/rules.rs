@@ -220,7 +220,7 @@ mod tests {
     fn a_client_hello_that_is_not_complete_or_too_long_or_malformed_is_told_apart() {
         let (rules, flight) = (rules(false, false), first_flight("turn.example.org", &[]));
         assert_eq!(rules.decide(&flight[..1], &NONE), Decision::Needs(5));
-        assert_eq!(rules.decide(&flight[..5], &NONE), Decision::Needs(9));
+        assert_eq!(rules.decide(&flight[..5], &NONE), Decision::Needs(6));
         assert_eq!(rules.decide(&flight[..100], &NONE), Decision::Needs(flight.len()));
         assert_eq!(rules.decide(&[22, 3, 1, 0x40, 0, 1, 0, 0x40, 1], &NONE), Decision::TooLong);
         assert_eq!(rules.decide(&[22, 9, 9, 0, 1, 1], &NONE), Decision::To(Destination::Web));
