@@ -11,6 +11,9 @@ mod destinations;
 #[path = "front/limits.rs"]
 mod limits;
 #[cfg(test)]
+#[path = "front/proxies.rs"]
+mod proxies;
+#[cfg(test)]
 #[path = "front/reload.rs"]
 mod reload;
 #[cfg(test)]
@@ -27,10 +30,11 @@ mod common {
     use std::io::{self, Read as _, Write as _};
     use std::net::{SocketAddr, TcpStream};
 
+    use socket2::{Domain, Socket, Type};
     use turnserver::clock::{Clock, unix_seconds};
 
     use crate::client::Http;
-    use crate::site::Site;
+    use crate::site::{GREETING, Site};
     use crate::support::certificates::Authority;
     use crate::support::client::{Client, Login};
     use crate::support::tls::{ANY, Offer, session_with};
@@ -71,7 +75,7 @@ mod common {
             Self::start(&site.address().to_string(), keys, "", listen)
         }
 
-        fn start(web: &str, keys: &str, more: &str, listen: &str) -> Self {
+        pub(crate) fn start(web: &str, keys: &str, more: &str, listen: &str) -> Self {
             let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
             let files = authority.write(&authority.issue(&["localhost"]), directory.path());
             let (first, tables) = if more.starts_with('[') { ("", more) } else { (more, "") };
@@ -139,11 +143,38 @@ mod common {
         stream
     }
 
+    /// Connects to a front from another address of loopback.
+    pub(crate) fn connect_from(ip: &str, front: &Fixture) -> TcpStream {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(ip.parse().unwrap(), 0).into()).unwrap();
+        socket.connect(&front.address().into()).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
+        socket.into()
+    }
+
+    /// Opens a connection to an echo, sends a header of a proxy before anything else, and waits until the web site has
+    /// what follows.
+    pub(crate) fn visit_from(ip: &str, front: &Fixture, header: &[u8]) -> TcpStream {
+        let mut stream = connect_from(ip, front);
+        stream.write_all(&[header, b"GET /"].concat()).unwrap();
+        let mut echoed = [0; GREETING.len() + 5];
+        stream.read_exact(&mut echoed).unwrap();
+        stream
+    }
+
     /// Sends bytes and says that no more come. Returns all that the other side sends.
     pub(crate) fn exchange(mut stream: TcpStream, bytes: &[u8]) -> Vec<u8> {
         stream.write_all(bytes).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         read_all(&mut stream)
+    }
+
+    /// Reads until the connection is reset, which says that there would have been more.
+    pub(crate) fn read_to_reset(stream: &mut TcpStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        let ended = stream.read_to_end(&mut all);
+        assert_eq!(ended.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+        all
     }
 
     /// Reads to the end. A connection that was reset has ended, too.

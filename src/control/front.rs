@@ -91,14 +91,14 @@ impl Fronts {
 fn settings(config: &Config, listeners: &ServiceListeners, open_files: u64, privacy: Arc<Privacy>) -> Settings {
     let front = |front: &crate::config::Front| {
         let rules = Rules::new(&front.names, front.without_name == WithoutName::Relay, front.http);
-        Some(Front {
+        Some(Arc::new(Front {
             address: listeners.actual(front.listen)?,
             rules,
             site: front.web.clone(),
             proxy_protocol: front.proxy_protocol,
             connections: usize::try_from(visitors(config, front, open_files)).unwrap_or(usize::MAX),
             idle: front.idle,
-        })
+        }))
     };
     let fronts = config.fronts.iter().filter_map(front).collect();
     let (proxies, first_bytes) = (config.proxies.clone(), config.timeouts.tls_handshake);

@@ -6,6 +6,7 @@
 //! whatever visitors of the web site do, it takes nothing from the limits of the relay.
 
 pub(crate) mod hello;
+mod log;
 pub(crate) mod rules;
 mod site;
 mod statistics;
@@ -26,7 +27,7 @@ use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::by_source::{BySource, Source};
 use crate::config::WebSite;
@@ -37,8 +38,8 @@ use crate::net::limits::{SpareFiles, is_out_of_files, lower_priority, too_many_o
 use crate::net::tcp;
 use crate::net::tls::Challenges;
 use crate::privacy::Privacy;
-use crate::proxy_protocol::{self, Addresses, Parsed};
-use crate::setting;
+use crate::proxy_protocol::{self, Addresses, Header, Malformed, Parsed};
+use log::Log;
 use rules::{Decision, Destination};
 use site::{Connected, Reachability};
 use statistics::End;
@@ -62,7 +63,7 @@ pub(crate) struct Plan {
 /// The configuration of all fronts. A reload replaces it as a whole.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) fronts: Vec<Front>,
+    pub(crate) fronts: Vec<Arc<Front>>,
     /// The sources whose connections begin with a PROXY header.
     pub(crate) proxies: Vec<IpNet>,
     /// The challenges of an authority that are pending.
@@ -115,10 +116,8 @@ pub(crate) fn start<H: Handler>(
             let Plan { changes, settings, statistics, spare, stop } = plan;
             let pipes = Pipes::new(spare.clone());
             let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
-            let (stopping, proxies) = (stop.clone(), ProxyLog::default());
-            let handler = handler();
-            let places = RefCell::default();
-            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, proxies, places, handler };
+            let (stopping, log, places, handler) = (stop.clone(), Log::default(), RefCell::default(), handler());
+            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, log, places, handler };
             follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
         });
     };
@@ -134,7 +133,7 @@ struct Shared<H> {
     pipes: Pipes,
     /// The first bytes of one connection at a time.
     first: RefCell<Box<[u8]>>,
-    proxies: ProxyLog,
+    log: Log,
     /// Those of each address, also of fronts that are closed and whose connections continue.
     places: RefCell<HashMap<SocketAddr, Rc<Places>>>,
     handler: H,
@@ -183,10 +182,11 @@ async fn accept<H: Handler>(
     let _ = tcp::listen(&socket);
     let (mut tasks, places) = (JoinSet::new(), shared.places(address));
     let reachability = Rc::new(Reachability::default());
-    // A reload that removes the front leaves the connections that wait at it.
-    let last = RefCell::new(None);
-    let begin = |tasks: &mut JoinSet<()>, stream: TcpStream| {
-        let Some(connection) = Connection::admit(&shared, &places, address, &last, stream) else { return };
+    let mut settings = shared.settings.clone();
+    settings.mark_changed();
+    let mut front = None;
+    let begin = |tasks: &mut JoinSet<()>, front: &Arc<Front>, stream: TcpStream| {
+        let Some(connection) = Connection::admit(&shared, &places, front, stream) else { return };
         let (shared, reachability) = (Rc::clone(&shared), Rc::clone(&reachability));
         tasks.spawn_local(async move { connection.serve(&shared, &reachability).await });
     };
@@ -198,22 +198,28 @@ async fn accept<H: Handler>(
             closed = &mut closing => break Some(closed),
             // A connection that has ended leaves nothing.
             Some(_) = tasks.join_next() => continue,
-            accepted = socket.accept() => accepted,
+            Ok(()) = settings.changed() => None,
+            accepted = socket.accept() => Some(accepted),
         };
+        // A reload that removes the front leaves the connections that wait at it.
+        if let Some(present) = settings.borrow_and_update().fronts.iter().find(|front| front.address == address) {
+            front = Some(Arc::clone(present));
+        }
+        let (Some(accepted), Some(front)) = (accepted, &front) else { continue };
         match accepted.and_then(|(stream, _)| permitted(stream, &shared.spare)) {
-            Ok(stream) => begin(&mut tasks, stream),
+            Ok(stream) => begin(&mut tasks, front, stream),
             Err(error) => {
                 shared.statistics.count_accept_failed();
-                tracing::debug!(event = "front-accept-failed", %error, "cannot accept a connection to a front");
+                shared.log.accept_failed(address, &error);
                 sleep(BACK_OFF).await;
             }
         }
     };
-    if closed.is_some() {
+    if let (Some(_), Some(front)) = (&closed, &front) {
         // The kernel would reset the connections that wait.
         let waiting = std::iter::from_fn(|| tcp::accept_now(&socket).and_then(TcpStream::from_std).ok());
         for stream in waiting.take(usize::try_from(tcp::BACKLOG).unwrap_or_default()) {
-            permitted(stream, &shared.spare).into_iter().for_each(|stream| begin(&mut tasks, stream));
+            permitted(stream, &shared.spare).into_iter().for_each(|stream| begin(&mut tasks, front, stream));
         }
     }
     drop(socket);
@@ -242,38 +248,6 @@ impl rules::Pending for Challenges {
 /// Returns an accepted connection, unless it would use a spare file.
 fn permitted(stream: TcpStream, spare: &SpareFiles) -> io::Result<TcpStream> {
     if spare.permit(&stream) { Ok(stream) } else { Err(too_many_open_files()) }
-}
-
-/// Logs unexpected and missing PROXY headers: at most one line of each kind per minute.
-#[derive(Debug, Default)]
-struct ProxyLog {
-    unexpected: Cell<Option<Instant>>,
-    failed: Cell<Option<Instant>>,
-}
-
-impl ProxyLog {
-    fn log(&self, end: End, Addresses { client, server }: Addresses, privacy: &Privacy) {
-        let allows = |last: &Cell<Option<Instant>>| {
-            let now = Instant::now();
-            let allows = last.get().is_none_or(|last| now.duration_since(last) >= Duration::from_secs(60));
-            allows.then(|| last.set(Some(now))).is_some()
-        };
-        match end {
-            End::ProxyHeaderUnexpected if allows(&self.unexpected) => tracing::warn!(
-                event = "proxy-not-listed", client = privacy.address(client), %server, transport = "tcp",
-                "PROXY header rejected: its source is not in {0}. If it is your proxy, add its address to {0}; otherwise \
-                 a client tried to forge its address",
-                setting::LISTEN_PROXIES
-            ),
-            End::ProxyHeaderMissing | End::ProxyHeaderMalformed if allows(&self.failed) => tracing::warn!(
-                event = "proxy-header-failed", proxy = %client, %server, transport = "tcp", reason = end.label(),
-                "a connection of a proxy to a front was rejected: it must begin with a PROXY header. Let the proxy send \
-                 one (HAProxy: send-proxy-v2; nginx: proxy_protocol on), or remove its address from {}",
-                setting::LISTEN_PROXIES
-            ),
-            _ => {}
-        }
-    }
 }
 
 /// The connections of a front.
@@ -348,7 +322,7 @@ impl Drop for Ending {
 struct Connection {
     stream: TcpStream,
     addresses: Addresses,
-    front: Front,
+    front: Arc<Front>,
     first_bytes: Duration,
     /// Whether it must begin with a PROXY header.
     is_proxy: bool,
@@ -357,19 +331,9 @@ struct Connection {
 }
 
 impl Connection {
-    /// Returns `None` if the client has gone already. `last` is the front as it was when it was last in the configuration.
-    fn admit<H>(
-        shared: &Shared<H>,
-        places: &Rc<Places>,
-        address: SocketAddr,
-        last: &RefCell<Option<Front>>,
-        stream: TcpStream,
-    ) -> Option<Self> {
-        let settings = Arc::clone(&shared.settings.borrow());
-        if let Some(front) = settings.fronts.iter().find(|front| front.address == address) {
-            *last.borrow_mut() = Some(front.clone());
-        }
-        let front = last.borrow().clone()?;
+    /// Returns `None` if the client has gone already.
+    fn admit<H>(shared: &Shared<H>, places: &Rc<Places>, front: &Arc<Front>, stream: TcpStream) -> Option<Self> {
+        let (settings, front) = (Arc::clone(&shared.settings.borrow()), Arc::clone(front));
         let (Ok(client), Ok(server)) = (stream.peer_addr(), stream.local_addr()) else { return None };
         let addresses = Addresses { client, server }.canonical();
         let (client, first_bytes) = (addresses.client, settings.first_bytes);
@@ -390,12 +354,15 @@ impl Connection {
                 let addresses = identify(&stream, addresses, is_proxy, first).await?;
                 place.belongs_to(Source::of(addresses.client.ip()));
                 ending.client.set(addresses.client);
+                if is_proxy {
+                    refuse_second_header(&stream, first).await?;
+                }
                 Ok((addresses, destination(&stream, &front.rules, &shared.settings, first).await?))
             };
             let (addresses, destination) = match timeout(first_bytes, known).await.unwrap_or(Err(End::Late)) {
                 Ok(known) => known,
                 Err(end) => {
-                    shared.proxies.log(end, addresses, &ending.privacy);
+                    shared.log.header_failed(end, addresses, &ending.privacy);
                     return end;
                 }
             };
@@ -441,7 +408,11 @@ async fn peek_until<T>(
             let length = tcp::peek(stream, &mut first)?;
             let first = first.get(..length).filter(|first| first.len() >= needed);
             // With fewer bytes than that, the socket waits for more.
-            first.map(&decide).ok_or(io::ErrorKind::WouldBlock.into())
+            first.map(&decide).ok_or(io::ErrorKind::WouldBlock.into()).map(|step| match step {
+                // Otherwise this would never wait, and hold up the thread.
+                Step::Needs(more) => Step::Needs(more.max(length + 1)),
+                done @ Step::Done(_) => done,
+            })
         });
         match step {
             // Whoever serves the connection waits for each byte.
@@ -465,13 +436,7 @@ async fn identify(
     is_proxy: bool,
     first: &RefCell<Box<[u8]>>,
 ) -> Result<Addresses, End> {
-    let header = peek_until(stream, first, |first| match proxy_protocol::parse(first) {
-        Ok(Parsed::Header(header)) => Step::Done(Ok(Some(header))),
-        Ok(Parsed::NotAHeader) => Step::Done(Ok(None)),
-        Ok(Parsed::Incomplete { at_least }) => Step::Needs(at_least),
-        Err(malformed) => Step::Done(Err(malformed)),
-    });
-    match (header.await?, is_proxy) {
+    match (header(stream, first).await?, is_proxy) {
         (Ok(None), false) => Ok(real),
         (Ok(None), true) => Err(End::ProxyHeaderMissing),
         (Ok(Some(_)) | Err(_), false) => Err(End::ProxyHeaderUnexpected),
@@ -482,6 +447,25 @@ async fn identify(
             let is_taken = taken.is_some_and(|taken| taken.is_ok_and(|taken| taken == header.length));
             if is_taken { Ok(header.addresses.map_or(real, Addresses::canonical)) } else { Err(End::ByVisitor) }
         }
+    }
+}
+
+/// Reads a PROXY header, which stays in the socket. `None` if the connection does not begin with one.
+async fn header(stream: &TcpStream, first: &RefCell<Box<[u8]>>) -> Result<Result<Option<Header>, Malformed>, End> {
+    let header = peek_until(stream, first, |first| match proxy_protocol::parse(first) {
+        Ok(Parsed::Header(header)) => Step::Done(Ok(Some(header))),
+        Ok(Parsed::NotAHeader) => Step::Done(Ok(None)),
+        Ok(Parsed::Incomplete { at_least }) => Step::Needs(at_least),
+        Err(malformed) => Step::Done(Err(malformed)),
+    });
+    header.await
+}
+
+/// Two proxies may both have sent one. The second would be data of the client.
+async fn refuse_second_header(stream: &TcpStream, first: &RefCell<Box<[u8]>>) -> Result<(), End> {
+    match header(stream, first).await? {
+        Ok(None) => Ok(()),
+        Ok(Some(_)) | Err(_) => Err(End::ProxyHeaderMalformed),
     }
 }
 
@@ -508,7 +492,8 @@ async fn serve_web<H: Handler>(
     shared: &Shared<H>,
     reachability: &Reachability,
 ) -> End {
-    let mut site = match site::connect(&front.site, &shared.spare).await {
+    let connected = site::connect(&front.site, &shared.spare).await;
+    let mut site = match connected.and_then(|site| site.unless_a_front(&shared.settings.borrow().fronts)) {
         Ok(site) => site,
         Err(error) => {
             let end = if is_out_of_files(&error) { End::OutOfFiles } else { End::Unreachable };

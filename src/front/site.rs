@@ -1,25 +1,28 @@
 //! The web site behind a front.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
-use super::hello;
+use super::log::PerMinute;
+use super::{Front, hello};
 use crate::config::WebSite;
-use crate::net::limits::{SpareFiles, is_out_of_files, too_many_open_files};
-use crate::setting;
+use crate::net::limits::{SpareFiles, is_out_of_files, is_service, too_many_open_files};
+use crate::setting::{self, name_for_operator};
 
 /// The time for the connection to the web site.
 const CONNECT: Duration = Duration::from_secs(5);
 
-/// The time until the next attempt while the queue of a Unix socket is full.
-const RETRY: Duration = Duration::from_millis(5);
+/// The time until the next attempt while the queue of a Unix socket is full. Each one is twice as long as the one before.
+const FIRST_RETRY: Duration = Duration::from_millis(5);
+const LONGEST_RETRY: Duration = Duration::from_millis(200);
 
 /// The time in which a visitor has to read why there is no web site.
 const LINGER: Duration = Duration::from_secs(2);
@@ -56,15 +59,33 @@ pub(super) async fn connect(site: &WebSite, spare: &SpareFiles) -> io::Result<Co
 
 /// Connects to a Unix socket. While its queue is full, `connect` fails at once, so it is tried again.
 async fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let mut pause = FIRST_RETRY;
     loop {
         match UnixStream::connect(path).await {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(RETRY).await,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
             connected => return connected,
         }
+        pause = (pause * 2).min(LONGEST_RETRY);
     }
 }
 
 impl Connected {
+    /// Returns the connection, unless it leads to a front of this server, which would connect to itself again and again.
+    ///
+    /// # Errors
+    /// If it does.
+    pub(super) fn unless_a_front(self, fronts: &[Arc<Front>]) -> io::Result<Self> {
+        let Self::Tcp(stream) = &self else { return Ok(self) };
+        let (local, remote) = (stream.local_addr()?.ip(), stream.peer_addr()?);
+        let is_here = |front: SocketAddr| {
+            front.port() == remote.port() && (front.ip() == remote.ip() || front.ip().is_unspecified())
+        };
+        if local == remote.ip() && fronts.iter().any(|front| is_here(front.address)) {
+            return Err(io::Error::other("this is the address of a front of this server"));
+        }
+        Ok(self)
+    }
+
     /// Sends bytes that come before those of the visitor. They fit into the empty buffer of the socket.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
@@ -78,51 +99,47 @@ impl Connected {
 /// minute, because a web site near its limits changes all the time.
 #[derive(Debug, Default)]
 pub(super) struct Reachability {
-    is_unreachable: Cell<bool>,
-    last_line: Cell<Option<Instant>>,
+    /// The web site that cannot be reached according to the last line, and whether this server lacks files for it.
+    unreachable: RefCell<Option<(WebSite, bool)>>,
+    lines: PerMinute,
 }
 
 impl Reachability {
-    fn may_log(&self) -> bool {
-        let last = self.last_line.get();
-        // The opposite of the first line may follow it at once.
-        let may = last.is_none_or(|last| last.elapsed() >= PAUSE) || self.is_unreachable.get();
-        if may {
-            self.last_line.set(Some(Instant::now()));
-        }
-        may
-    }
-
     pub(super) fn reached(&self, front: SocketAddr, site: &WebSite) {
-        if self.is_unreachable.get() && self.may_log() {
-            self.is_unreachable.set(false);
+        if self.unreachable.take().is_some() {
+            // The next line about a failure waits.
+            self.lines.begin();
             tracing::info!(event = "web-site-reachable", %front, web = %site, "the web site can be reached again");
         }
     }
 
     pub(super) fn failed(&self, front: SocketAddr, site: &WebSite, error: &io::Error) {
-        if !self.is_unreachable.get() && self.may_log() {
-            self.is_unreachable.set(true);
-            if is_out_of_files(error) {
-                let limit = setting::OPEN_FILES;
-                return tracing::warn!(
-                    event = "web-site-unreachable", %front, web = %site, %error,
-                    "this server has too many open files to connect to the web site: raise {limit}, or set fewer \
-                     `connections` at the front"
-                );
-            }
-            tracing::warn!(
+        let lacks_files = is_out_of_files(error);
+        let mut unreachable = self.unreachable.borrow_mut();
+        match &*unreachable {
+            Some((known, cause)) if known == site && *cause == lacks_files => return,
+            // The operator has named another one.
+            Some((known, _)) if known != site => self.lines.begin(),
+            _ if self.lines.allows() => {}
+            _ => return,
+        }
+        *unreachable = Some((site.clone(), lacks_files));
+        if lacks_files {
+            let limit = name_for_operator(setting::OPEN_FILES, is_service());
+            return tracing::warn!(
                 event = "web-site-unreachable", %front, web = %site, %error,
-                "the web site behind a front cannot be reached, so its visitors get an error; the relay is not \
-                 affected. Check that the web server listens at this address. Further failures are counted until it \
-                 can be reached again"
+                "this server has too many open files to connect to the web site: raise {limit}, or set fewer \
+                 `connections` at the front"
             );
         }
+        tracing::warn!(
+            event = "web-site-unreachable", %front, web = %site, %error,
+            "the web site behind a front cannot be reached, so its visitors get an error; the relay is not affected. \
+             Check that the web server listens at this address. Further failures are counted until it can be reached \
+             again"
+        );
     }
 }
-
-/// The time after a line until the next one about a failure.
-const PAUSE: Duration = Duration::from_secs(60);
 
 /// A fatal `internal_error` alert (RFC 8446 §6.2).
 const ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 80];
@@ -135,23 +152,49 @@ pub(super) async fn refuse(mut visitor: TcpStream) {
     let refused = async {
         // What a visitor has sent must have been read. Otherwise the kernel resets the connection, and the visitor may
         // lose the response.
-        let mut first = [0; hello::MAX_HELLO];
-        let read = visitor.read(&mut first).await?;
-        let response = if first.get(..read).is_some_and(|first| first.starts_with(&[hello::HANDSHAKE])) {
+        let mut sent = vec![0; hello::MAX_HELLO];
+        let read = visitor.read(&mut sent).await?;
+        let response = if sent.get(..read).is_some_and(|sent| sent.starts_with(&[hello::HANDSHAKE])) {
             &ALERT[..]
         } else {
             BAD_GATEWAY
         };
         visitor.write_all(response).await?;
         visitor.shutdown().await?;
-        until_end(&mut visitor).await
+        while visitor.read(&mut sent).await? > 0 {}
+        Ok::<(), io::Error>(())
     };
     // Whatever the visitor does, nothing more can be said to it.
     let _ = timeout(LINGER, refused).await;
 }
 
-async fn until_end(visitor: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
-    let mut rest = [0; 1024];
-    while visitor.read(&mut rest).await? > 0 {}
-    Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::front::Rules;
+
+    #[tokio::test]
+    async fn a_connection_to_a_front_of_this_server_is_refused() {
+        let own = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let site = WebSite::Tcp(address);
+        let refuses = async |front: SocketAddr| {
+            let rules = Rules::new(&[], false, false);
+            let front = Front {
+                address: front,
+                rules,
+                site: site.clone(),
+                proxy_protocol: false,
+                connections: 1,
+                idle: CONNECT,
+            };
+            let stream = TcpStream::connect(address).await.unwrap();
+            Connected::Tcp(stream).unless_a_front(&[Arc::new(front)]).is_err()
+        };
+        assert!(refuses(address).await);
+        assert!(refuses(SocketAddr::new("::".parse().unwrap(), address.port())).await);
+        assert!(!refuses(own).await);
+        assert!(!refuses(SocketAddr::new("127.0.0.2".parse().unwrap(), address.port())).await);
+    }
 }

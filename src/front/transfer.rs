@@ -112,6 +112,25 @@ struct Transfer<'a> {
     last_data: Cell<Instant>,
     /// The longest time without data.
     idle: Cell<Duration>,
+    /// The directions with data that the sink has not taken yet.
+    blocked: Cell<u8>,
+}
+
+/// Both sides of a connection. Dropping it resets them unless `is_complete`: what was cut off must not look complete.
+struct Cut<'a, V: Socket, S: Socket> {
+    visitor: &'a V,
+    site: &'a S,
+    is_complete: bool,
+}
+
+impl<V: Socket, S: Socket> Drop for Cut<'_, V, S> {
+    fn drop(&mut self) {
+        if !self.is_complete {
+            // The sockets are closed next.
+            let _ = SockRef::from(self.visitor).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(self.site).set_linger(Some(Duration::ZERO));
+        }
+    }
 }
 
 /// Moves data in both directions. Returns when both sides have finished, one has failed, or no data came for `idle`.
@@ -121,21 +140,18 @@ pub(super) async fn run(
     pipes: &Pipes,
     statistics: &Statistics,
 ) -> End {
-    let transfer = Transfer { pipes, statistics, last_data: Cell::new(Instant::now()), idle: Cell::new(idle) };
+    let (last_data, idle, blocked) = (Cell::new(Instant::now()), Cell::new(idle), Cell::default());
+    let transfer = Transfer { pipes, statistics, last_data, idle, blocked };
+    // It is also dropped when the connection is evicted, or the server stops.
+    let mut cut = Cut { visitor, site, is_complete: false };
     let to_web_site = transfer.one(visitor, site, Direction::ToWebSite);
     let to_visitor = transfer.one(site, visitor, Direction::ToVisitor);
-    tokio::select! {
-        end = transfer.both(to_web_site, to_visitor) => match end {
-            Ok(end) => end,
-            // What was cut off must not look complete, so the other side gets a reset, too.
-            Err(end) => {
-                let _ = SockRef::from(visitor).set_linger(Some(Duration::ZERO));
-                let _ = SockRef::from(site).set_linger(Some(Duration::ZERO));
-                end
-            }
-        },
-        () = transfer.idle() => End::Idle,
-    }
+    let end = tokio::select! {
+        end = transfer.both(to_web_site, to_visitor) => end,
+        () = transfer.idle() => if transfer.blocked.get() == 0 { Ok(End::Idle) } else { Err(End::Idle) },
+    };
+    cut.is_complete = end.is_ok();
+    end.unwrap_or_else(|end| end)
 }
 
 impl Transfer<'_> {
@@ -186,7 +202,10 @@ impl Transfer<'_> {
                     Err(_) => return Err(Failed::Source),
                 };
                 self.last_data.set(Instant::now());
-                self.empty(carrier, sink, direction).await?;
+                self.blocked.update(|directions| directions + 1);
+                let emptied = self.empty(carrier, sink, direction).await;
+                self.blocked.update(|directions| directions - 1);
+                emptied?;
                 since_yield += taken;
                 if since_yield >= SHARE {
                     since_yield = 0;

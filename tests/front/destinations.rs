@@ -1,17 +1,16 @@
 //! Who serves a connection.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpListener;
 
 use sha2::{Digest as _, Sha256};
-use socket2::{Domain, Socket, Type};
 
 use crate::client::Http;
 use crate::common::{Fixture, connect, exchange, read_all};
 use crate::site::{GREETING, Site};
 use crate::support::client::{Client, Login};
 use crate::support::tls::{ANY, Offer, handshake, session_with};
-use crate::support::{Server, TIMEOUT, TempDir, config};
+use crate::support::{Server, TempDir, config};
 
 /// Returns what the web site answers to bytes that it gets unchanged.
 fn echoed(bytes: &[u8]) -> Vec<u8> {
@@ -184,68 +183,4 @@ fn the_name_of_the_relay_gives_a_url_at_the_front() {
     let response = Http::tcp(address).request("POST", "/v1/ice-servers", &header, b"{}").body;
     let url = format!("turns:localhost:{}?transport=tcp", front.address().port());
     assert!(response.contains(&url), "{response}");
-}
-
-/// Connects to the front from another address of loopback.
-fn connect_from(ip: &str, front: &Fixture) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::new(ip.parse().unwrap(), 0).into()).unwrap();
-    socket.connect(&front.address().into()).unwrap();
-    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
-    socket.into()
-}
-
-#[test]
-fn behind_a_proxy_the_addresses_are_those_of_its_header() {
-    let front = Fixture::with_keys(&Site::echo(), "proxy-protocol = true\n", "proxies = [\"127.0.0.2\"]\n");
-    let header = |version: usize, client: &str| match version {
-        1 => format!("PROXY TCP4 {client} 198.51.100.1 4711 443\r\n").into_bytes(),
-        _ => {
-            let ip: std::net::Ipv4Addr = client.parse().unwrap();
-            let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c";
-            [&fixed[..], &ip.octets(), &[198, 51, 100, 1], &4711_u16.to_be_bytes(), &443_u16.to_be_bytes()].concat()
-        }
-    };
-    for version in [1, 2] {
-        let mut stream = connect_from("127.0.0.2", &front);
-        stream.write_all(&header(version, "203.0.113.7")).unwrap();
-        let client = Client::on_tcp(stream);
-        assert_eq!(client.binding(), "203.0.113.7:4711".parse().unwrap());
-        // The web site gets the same header, in version 2.
-        let sent = [header(version, "203.0.113.8"), b"GET /".to_vec()].concat();
-        let expected = [header(2, "203.0.113.8"), b"GET /".to_vec()].concat();
-        assert_eq!(exchange(connect_from("127.0.0.2", &front), &sent), echoed(&expected));
-    }
-    // In single bytes, and for a browser whose request begins like a header.
-    let mut stream = connect_from("127.0.0.2", &front);
-    for byte in header(1, "203.0.113.9") {
-        stream.write_all(&[byte]).unwrap();
-    }
-    assert_eq!(Client::on_tcp(stream).binding(), "203.0.113.9:4711".parse().unwrap());
-    assert!(exchange(front.visit(), b"PROPFIND / HTTP/1.1\r\n\r\n").ends_with(b"PROPFIND / HTTP/1.1\r\n\r\n"));
-    let local = [&b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x00"[..], &[0, 1]].concat();
-    connect_from("127.0.0.2", &front).write_all(&local).unwrap();
-    front.wait_for_metric("turnserver_front_decisions_total{destination=\"relay\"} 4");
-}
-
-#[test]
-fn a_header_that_is_missing_malformed_or_forged_ends_the_connection_and_is_counted() {
-    let front = Fixture::with_keys(&Site::echo(), "", "proxies = [\"127.0.0.2\"]\n");
-    let header = b"PROXY TCP4 203.0.113.7 198.51.100.1 4711 443\r\nGET /";
-    for (ip, sent, reason, event) in [
-        ("127.0.0.2", &b"GET / HTTP/1.1\r\n\r\n"[..], "missing", "proxy-header-failed"),
-        ("127.0.0.2", b"PROXY TCP9 1 2 3 4\r\n", "malformed", "proxy-header-failed"),
-        ("127.0.0.1", header, "unexpected", "proxy-not-listed"),
-        ("127.0.0.1", b"\r\n\r\n\0\r\nQUIT\n\x21\x99\x00\x00", "unexpected", "proxy-not-listed"),
-    ] {
-        let mut stream = connect_from(ip, &front);
-        stream.write_all(sent).unwrap();
-        assert_eq!(read_all(&mut stream), b"", "{reason}");
-        front.server.event(event);
-    }
-    let count = |reason: &str| format!("turnserver_front_closed_connections_total{{reason=\"proxy-header-{reason}\"}}");
-    for (reason, number) in [("missing", 1), ("malformed", 1), ("unexpected", 2)] {
-        front.wait_for_metric(&format!("{} {number}", count(reason)));
-    }
-    front.wait_for_metric("turnserver_front_decisions_total{destination=\"web\"} 0");
 }

@@ -3,25 +3,16 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
-use crate::common::{Fixture, exchange, read_all, visitors};
+use crate::common::{Fixture, exchange, read_all, read_to_reset, visit_from, visitors};
 use crate::site::{GREETING, Site};
 use crate::support::client::{Client, Login};
-
-/// Opens a connection to the web site, and waits until it is there.
-fn visit(front: &Fixture) -> TcpStream {
-    let mut stream = front.visit();
-    stream.write_all(b"GET /").unwrap();
-    let mut answer = [0; GREETING.len() + 5];
-    stream.read_exact(&mut answer).unwrap();
-    stream
-}
 
 #[test]
 fn five_thousand_open_connections_to_the_web_site_leave_the_limits_of_the_relay_alone() {
     let visitors = visitors(5_000);
     let limits = "[limits]\nconnections = 20\nconnections-per-source = 20\nallocations = 100\n";
     let front = Fixture::new(&Site::echo(), "", limits);
-    let open: Vec<TcpStream> = (0..visitors).map(|_| visit(&front)).collect();
+    let open: Vec<TcpStream> = (0..visitors).map(|_| visit_from("127.0.0.1", &front, b"")).collect();
     front.wait_for_metric(&format!("turnserver_front_connections{{to=\"web_site\"}} {visitors}"));
     let clients: Vec<Client> = (0..20).map(|_| front.allocate_over_tls()).collect();
     front.wait_for_metric("turnserver_connections{transport=\"tls\"} 20");
@@ -37,13 +28,14 @@ fn five_thousand_open_connections_to_the_web_site_leave_the_limits_of_the_relay_
 
 #[test]
 fn above_the_limit_the_oldest_connection_of_the_source_with_the_most_is_evicted() {
-    let front = Fixture::new(&Site::echo(), "connections = 2\n", "");
-    let mut first = visit(&front);
-    let second = visit(&front);
-    let third = visit(&front);
-    assert_eq!(read_all(&mut first), b"");
+    let front = Fixture::new(&Site::echo(), "connections = 3\n", "");
+    let visit = |ip: &str| visit_from(ip, &front, b"");
+    let (oldest, mut older, newer) = (visit("127.0.0.3"), visit("127.0.0.1"), visit("127.0.0.1"));
+    let last = visit("127.0.0.4");
+    // It may have been in the middle of something.
+    assert_eq!(read_to_reset(&mut older), b"");
     front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"evicted\"} 1");
-    for stream in [second, third] {
+    for stream in [oldest, newer, last] {
         assert_eq!(exchange(stream, b" more"), b" more");
     }
 }
@@ -75,7 +67,7 @@ fn a_client_hello_that_is_too_long_or_never_ends_is_refused_at_once() {
     let front = Fixture::new(&Site::echo(), "", "");
     // The length of the message, and too many records.
     let long = [0x16, 3, 1, 0x40, 0, 1, 0, 0x40, 0];
-    let mut split = vec![0x16, 3, 1, 0, 1, 1];
+    let mut split = vec![0x16, 3, 1, 0, 4, 1, 0, 0x20, 0];
     split.extend([[0x16, 3, 1, 0, 1, 0]; 140].concat());
     for bytes in [&long[..], &split] {
         let mut stream = front.visit();
@@ -83,6 +75,23 @@ fn a_client_hello_that_is_too_long_or_never_ends_is_refused_at_once() {
         assert_eq!(read_all(&mut stream), b"");
     }
     front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"client-hello-too-long\"} 2");
+}
+
+// Each of them ends where nothing more is needed, in the middle of a record.
+#[test]
+fn an_empty_client_hello_holds_up_no_other_visitor() {
+    let front = Fixture::new(&Site::echo(), "", "");
+    let cut = [&[0x16, 3, 1, 0, 20, 1, 0, 0, 0][..], &[0x16, 3, 1, 0, 20, 1, 0, 0, 0, 7]];
+    let split = [[1_u8], [0], [0], [0]].map(|[byte]| [0x16, 3, 1, 0, 1, byte]).concat();
+    let split = [&split[..], &[0x16, 3, 1, 0, 1]].concat();
+    for bytes in [cut[0], cut[1], &split] {
+        let mut stream = front.visit();
+        stream.write_all(bytes).unwrap();
+        // The web site says what it thinks of it.
+        let mut greeting = [0; GREETING.len()];
+        stream.read_exact(&mut greeting).unwrap();
+        assert_eq!(exchange(front.visit(), b"GET /"), [GREETING, b"GET /"].concat());
+    }
 }
 
 #[test]

@@ -55,6 +55,22 @@ fn other_names_and_another_web_site_apply_to_new_connections() {
 }
 
 #[test]
+fn each_web_site_that_cannot_be_reached_is_logged() {
+    // No program listens at port 1.
+    let front = Fixture::at("127.0.0.1:1", "", "");
+    let address = front.address();
+    let visit = || assert!(exchange(connect(address), b"GET /").starts_with(b"HTTP/1.1 502 "));
+    let mut config = front.config();
+    for web in ["127.0.0.1:1", "127.0.0.2:1"] {
+        config["front"][0]["web"] = web.into();
+        front.reload(&config);
+        (0..2).for_each(|_| visit());
+    }
+    let logged: Vec<_> = front.events("web-site-unreachable").iter().filter_map(|line| line.field("web")).collect();
+    assert_eq!(logged, ["127.0.0.1:1", "127.0.0.2:1"]);
+}
+
+#[test]
 fn fronts_come_and_go_with_their_connections_left_alone() {
     let site = Site::echo();
     let front = Fixture::new(&site, "", "");
