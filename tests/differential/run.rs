@@ -44,20 +44,27 @@ pub(crate) struct Unexplained {
     pub(crate) coturn_is_late: bool,
 }
 
+/// How many times as long as at first the servers get after a difference that is not explained.
+const PATIENCE: usize = 10;
+
 impl Runner {
     /// Runs a sequence. If a difference is not explained, runs it again with more time, so that timing does not explain
     /// it. Returns the run, and the first run if the second one does not show its difference.
     pub(crate) fn run_until_certain(&self, sequence: &Sequence) -> (Run, Option<Run>) {
-        let first = self.run(sequence, false);
+        let first = self.run(sequence, 1);
         if first.unexplained.is_none() {
             return (first, None);
         }
         let mut second = self.run_patiently(sequence);
+        if second.unexplained.is_some() {
+            // On a machine with much else to do, even that may be too short.
+            second = self.run(sequence, 10 * PATIENCE);
+        }
         let coturn_is_late = first.unexplained.as_ref().is_some_and(|unexplained| unexplained.coturn_is_late);
         // A difference that coturn does not cause gets more chances to show again.
         for _ in 0..if coturn_is_late { 0 } else { 3 } {
             if second.unexplained.is_none() {
-                second = self.run(sequence, false);
+                second = self.run(sequence, 1);
             }
         }
         let is_certain = second.unexplained.is_some();
@@ -65,13 +72,13 @@ impl Runner {
     }
 
     pub(crate) fn run_patiently(&self, sequence: &Sequence) -> Run {
-        self.run(sequence, true)
+        self.run(sequence, PATIENCE)
     }
 
     /// Runs a sequence until the two servers are in different states.
-    fn run(&self, sequence: &Sequence, patient: bool) -> Run {
+    fn run(&self, sequence: &Sequence, patience: usize) -> Run {
         let side = |server: usize, peers: usize| {
-            Side::new(self.listening[server], &self.peers[peers], &sequence.clients, patient)
+            Side::new(self.listening[server], &self.peers[peers], &sequence.clients, patience)
         };
         let (mut ours, mut coturn) = (side(0, 0), Some(side(1, 1)));
         let mut reference = sequence.operations.iter().any(has_ignored).then(|| side(0, 2));

@@ -25,7 +25,6 @@ pub(crate) const PEERS: [(Peer, &str); 4] =
 /// Binding requests after each operation: the second one reaches a server after everything that it has sent in the
 /// iteration of its event loop that served the first one.
 const ROUNDS: usize = 2;
-const PATIENT_ROUNDS: usize = 20;
 /// How long a side waits for a response that the other server has sent.
 const PATIENCE: Duration = Duration::from_secs(5);
 const IMPATIENCE: Duration = Duration::from_millis(200);
@@ -43,8 +42,8 @@ pub(crate) struct Listening {
 pub(crate) struct Side<'s> {
     peers: &'s [UdpSocket],
     clients: Vec<Client>,
-    /// Whether the server gets more time.
-    patient: bool,
+    /// How many times as long as at first the server gets.
+    patience: usize,
     barriers: u64,
     reservations: Vec<Reservation>,
     /// The token in the message of the last operation.
@@ -66,10 +65,10 @@ pub(crate) struct SentToken {
 }
 
 impl<'s> Side<'s> {
-    pub(crate) fn new(listening: Listening, peers: &'s [UdpSocket], clients: &[Transport], patient: bool) -> Self {
+    pub(crate) fn new(listening: Listening, peers: &'s [UdpSocket], clients: &[Transport], patience: usize) -> Self {
         let clients = clients.iter().enumerate();
         let clients = clients.map(|(index, transport)| Client::new(index, *transport, listening)).collect();
-        let side = Self { peers, clients, patient, barriers: 0, reservations: Vec::new(), token_sent: None };
+        let side = Self { peers, clients, patience, barriers: 0, reservations: Vec::new(), token_sent: None };
         side.drain_peers();
         side
     }
@@ -129,7 +128,7 @@ impl<'s> Side<'s> {
     /// after it has asked another thread, and to a later Binding request at once. On a busy machine, the kernel delivers
     /// datagrams between namespaces late.
     pub(crate) fn catch_up(&mut self, seen: &mut Vec<Seen>, other: &[Seen], operation: &Operation) {
-        let (clock, most) = (Clock::start(), if self.patient { PATIENCE } else { IMPATIENCE });
+        let (clock, most) = (Clock::start(), if self.patience > 1 { PATIENCE } else { IMPATIENCE });
         let places = || other.iter().map(|seen| &seen.at);
         let count = |all: &[Seen], at: &String| all.iter().filter(|seen| seen.at == *at).count();
         while places().any(|at| count(seen, at) < count(other, at)) && clock.elapsed() < most {
@@ -145,7 +144,7 @@ impl<'s> Side<'s> {
 
     /// Deletes the allocations.
     pub(crate) fn finish(mut self) {
-        self.patient = false;
+        self.patience = 1;
         for client in 0..self.clients.len() {
             if self.clients[client].relayed == [None; 2] || !self.clients[client].is_udp() {
                 continue;
@@ -223,7 +222,7 @@ impl<'s> Side<'s> {
     /// client in order, so whatever has not come before the response to a later Binding request does not come.
     fn settle(&mut self, client: usize) -> Vec<Seen> {
         let mut received = Vec::new();
-        for _ in 0..if self.patient { PATIENT_ROUNDS } else { ROUNDS } {
+        for _ in 0..ROUNDS * self.patience {
             self.barriers += 1;
             let mut id = [0xbb; 12];
             id[4..].copy_from_slice(&self.barriers.to_be_bytes());
