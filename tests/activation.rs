@@ -24,12 +24,13 @@ mod activation {
     use nix::unistd::geteuid;
     use socket2::{Domain, SockRef, Socket, Type};
     use turnserver::clock::unix_seconds;
+    use turnserver::stun::TransactionId;
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
-    use crate::support::client::{Client, Login};
+    use crate::support::client::{Client, Login, allocate};
     use crate::support::tls::{ANY, handshake};
-    use crate::support::{Controlled, LogLine, Server, TempDir, config, skip, with_tls};
+    use crate::support::{Controlled, LogLine, Server, TempDir, config, has_ipv6, skip, with_tls};
 
     /// An account without rights.
     const NOBODY: &str = "65534";
@@ -123,6 +124,28 @@ mod activation {
         let user = format!("user-{}", client.address().port());
         let (session, _) = client.allocate(&Login::mint(&user, 600)).unwrap();
         client.delete(&session);
+    }
+
+    // The kernel has kept the destination of what arrived before the server requested it (IP_PKTINFO). Such a client has
+    // started the server.
+    #[test]
+    fn clients_that_came_before_the_server_get_a_response_from_the_address_to_which_they_wrote() {
+        if !has_ipv6() {
+            return;
+        }
+        let wildcard = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+        wildcard.set_only_v6(false).unwrap();
+        wildcard.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        let udp_at = wildcard.local_addr().unwrap().as_socket().unwrap();
+        let (tcp, tcp_at) = tcp();
+        let places = ["127.0.0.2", "::1"].map(|ip| SocketAddr::new(ip.parse().unwrap(), udp_at.port()));
+        let mut clients: Vec<Client> = places.into_iter().map(Client::new).collect();
+        clients.push(Client::connect(tcp_at));
+        clients.iter().for_each(|client| client.send(&allocate(TransactionId::new([7; 12]))));
+        let _server = Manager::new(&[wildcard.as_fd(), tcp.as_fd()]).start(&with_listeners(&[udp_at], &[tcp_at], ""));
+        for client in &clients {
+            assert_eq!(client.receive().error(), Some(401), "{}", client.address());
+        }
     }
 
     // Each socket is bound by this process without SO_REUSEPORT, so the server could not bind another one.
@@ -246,7 +269,8 @@ mod activation {
     #[test]
     fn a_socket_without_a_listener_is_an_error_in_the_log_and_a_reload_can_use_it() {
         let ((tcp, address), (other, other_at)) = (tcp(), tcp());
-        let control = UnixListener::bind(TempDir::new().path().join("unused.sock")).unwrap();
+        let directory = TempDir::new();
+        let control = UnixListener::bind(directory.path().join("unused.sock")).unwrap();
         let config = with_listeners(&[], &[other_at], "");
         let fixture = Manager::new(&[tcp.as_fd(), other.as_fd(), control.as_fd()]).start_controlled(&config);
         let unused = |line: &LogLine| is("socket-unused")(line);
@@ -299,12 +323,21 @@ mod activation {
         let stream = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         stream.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
         let file = fs::File::open("/dev/null").unwrap();
-        let server = Manager::new(&[stream.as_fd(), file.as_fd()]).start(&config(&["127.0.0.1"], ""));
-        server.wait_for_logs(|lines| lines.iter().filter(|line| is("socket-unusable")(line)).count() == 2);
+        // systemd deletes the directory of the control socket when the service stops.
+        let directory = TempDir::new();
+        let path = directory.path().join("control.sock");
+        let control = UnixListener::bind(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let config = config(&["127.0.0.1"], &format!("[control]\nsocket = {path:?}\n"));
+        let server = Manager::new(&[stream.as_fd(), file.as_fd(), control.as_fd()]).start(&config);
+        server.wait_for_logs(|lines| lines.iter().filter(|line| is("socket-unusable")(line)).count() == 3);
         let logs = server.logs();
         let lines: Vec<&LogLine> = logs.iter().filter(|line| is("socket-unusable")(line)).collect();
         assert!(lines[0].message().contains("number 1 (): it does not listen"), "{lines:?}");
         assert!(lines[1].message().contains("number 2 ()"), "{lines:?}");
+        assert!(lines[2].message().contains("control.sock is gone"), "{lines:?}");
+        // The server has made another one.
+        assert_eq!(Http::unix(&path).get("/healthz").status, 200);
         has_allocation(&Client::new(server.udp_address()));
     }
 

@@ -62,6 +62,7 @@ pub use addresses::{AddressError, Choice, RelayAddress};
 pub use api::fuzzing::http;
 pub use listeners::ListenError;
 pub use reload::Source;
+pub(crate) use start::worker_count;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
 pub use tls::{CheckedCertificate, TlsError, check as check_tls};
 pub use urls::client_urls;

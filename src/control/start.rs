@@ -71,7 +71,10 @@ pub enum StartError {
         allocations: usize,
     },
     /// An HTTP listener or a front cannot be bound.
-    #[error("cannot listen on {address} ({setting}): {error}")]
+    #[error(
+        "cannot listen on {address} ({setting}): {error}{advice}",
+        advice = privilege_advice(error)
+    )]
     Service {
         /// The setting that names the address.
         setting: &'static str,
@@ -357,7 +360,7 @@ pub(super) fn own_addresses(config: &Config, interfaces: &Interfaces, choice: &C
 }
 
 /// Returns the number of workers.
-fn worker_count(config: &Config) -> usize {
+pub(crate) fn worker_count(config: &Config) -> usize {
     match config.workers {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         wanted => wanted,
@@ -391,6 +394,17 @@ fn check_address_space(config: &Config, workers: usize, room: usize) -> Result<(
 /// Returns the number of relay addresses for all clients, at least one.
 fn relay_count(choice: &Choice) -> usize {
     (choice.for_all().count() + choice.missing.len()).max(1)
+}
+
+/// Returns advice about an error of a service's listener, as the end of the message.
+fn privilege_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            ". Ports below 1024 require CAP_NET_BIND_SERVICE, which the systemd unit grants. Without it, a .socket unit can \
+             pass the socket (docs/install.md)"
+        }
+        _ => "",
+    }
 }
 
 /// Returns advice about an error of a worker, as the end of the message.

@@ -5,9 +5,11 @@
 
 use std::env;
 use std::fmt;
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -178,6 +180,11 @@ impl PassedSocket {
     }
 }
 
+/// Returns whether a path leads to a socket.
+fn is_socket(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+}
+
 /// Returns where a socket is bound.
 fn place(socket: &OwnedFd) -> io::Result<Place> {
     let refused = |why: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
@@ -190,7 +197,13 @@ fn place(socket: &OwnedFd) -> io::Result<Place> {
     }
     if domain == Domain::UNIX {
         return match address.as_pathname() {
-            Some(path) if is_stream => Ok(Place::Unix(path.to_owned())),
+            Some(path) if is_stream && is_socket(path) => Ok(Place::Unix(path.to_owned())),
+            // systemd deletes RuntimeDirectory= at each stop, and keeps the socket.
+            Some(path) if is_stream => refused(&format!(
+                "its file {} is gone, so no program can connect to it: remove it from the .socket unit, or set \
+                 RuntimeDirectoryPreserve=yes in the .service unit",
+                path.display()
+            )),
             _ => refused("it is neither a stream socket nor bound to a path"),
         };
     }

@@ -62,7 +62,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     listeners::examine_hairpin(&choice, &found.running, trust, report);
     [firewall::examine(&config, &choice), unit::examine(Path::new("/"))].into_iter().flatten().for_each(&mut *report);
     if let Some(sockets) = &sockets {
-        report(sockets.examine(&config));
+        sockets.examine(&config).into_iter().for_each(&mut *report);
     }
     for finding in kernel::examine(
         Path::new("/"),

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use super::unit::DIRECTORIES;
 use crate::config::{CONTROL_SOCKET, Config, ControlSocket};
+use crate::control;
 use crate::doctor::finding::Finding;
-use crate::transport::Endpoint;
+use crate::transport::{Endpoint, Transport};
 
 const NAME: &str = "turnserver.socket";
 
@@ -63,7 +64,57 @@ impl SocketUnit {
     }
 
     /// Compares the sockets with the listeners of a configuration.
-    pub(super) fn examine(&self, config: &Config) -> Finding {
+    pub(super) fn examine(&self, config: &Config) -> Vec<Finding> {
+        let counted = self.miscounted(config, control::worker_count(config));
+        let named = std::iter::once(self.unused(config)).chain(counted).map(|finding| finding.of(self.path.display()));
+        named.collect()
+    }
+
+    /// Returns what is wrong with the numbers of sockets.
+    fn miscounted(&self, config: &Config, workers: usize) -> Vec<Finding> {
+        let count = |endpoint: Endpoint| self.sockets.iter().filter(|socket| socket.fits(endpoint)).count();
+        // A TLS listener may have the address of a TCP listener, and then its sockets.
+        let mut places: Vec<(bool, SocketAddr)> = Vec::new();
+        let mut all = Vec::new();
+        for endpoint in &config.listen {
+            let place = (endpoint.transport.is_connection(), endpoint.address);
+            let lines = count(*endpoint);
+            if lines == 0 || places.contains(&place) {
+                continue;
+            }
+            places.push(place);
+            if lines > workers {
+                all.push(Finding::fault(
+                    "unit",
+                    format!("systemd binds {lines} sockets for {endpoint}, and there are only {workers} workers, so the \
+                             server does not start"),
+                    format!("list the address at most {workers} times, or set more `workers`"),
+                ));
+            } else if lines < workers && !endpoint.transport.is_connection() {
+                all.push(Finding::warning(
+                    "unit",
+                    format!("systemd binds sockets for {endpoint} for {lines} of {workers} workers, so the others do not \
+                             serve it"),
+                    format!("list the address {workers} times, with ReusePort=yes, or set fewer `workers`"),
+                ));
+            }
+        }
+        let fronts = config.fronts.iter().map(|front| front.listen);
+        for address in config.http.listen.iter().copied().chain(fronts) {
+            let lines = count(Endpoint::new(Transport::Tcp, address));
+            if lines > 1 {
+                all.push(Finding::fault(
+                    "unit",
+                    format!("systemd binds {lines} sockets for {address}, which is one of http.listen or front.listen, so \
+                             the server does not start"),
+                    "list the address once",
+                ));
+            }
+        }
+        all
+    }
+
+    fn unused(&self, config: &Config) -> Finding {
         let control = match &config.control.socket {
             ControlSocket::Default => Some(Path::new(CONTROL_SOCKET)),
             ControlSocket::At(path) => Some(path.as_path()),
@@ -77,7 +128,7 @@ impl SocketUnit {
             is_http || is_control || is_front || config.listen.iter().any(|endpoint| socket.fits(*endpoint))
         };
         let (used, unused): (Vec<&PassedSocket>, Vec<&PassedSocket>) = self.sockets.iter().partition(is_used);
-        let finding = if unused.is_empty() {
+        if unused.is_empty() {
             Finding::ok("unit", format!("systemd passes sockets to the service: {}", used.len()))
         } else {
             let names: Vec<&str> = unused.iter().map(|socket| socket.value.as_str()).collect();
@@ -87,8 +138,7 @@ impl SocketUnit {
                 "set exactly these addresses in listen.udp, listen.tcp, listen.tls, http.listen, front.listen or \
                  control.socket, or remove them from the unit",
             )
-        };
-        finding.of(self.path.display())
+        }
     }
 }
 
@@ -96,7 +146,6 @@ impl SocketUnit {
 mod tests {
     use super::*;
     use crate::doctor::finding::Status;
-    use crate::transport::Transport;
 
     const UNIT: &str = "[Socket]\nListenDatagram=[::]:3478\nListenStream = 443\nListenStream=127.0.0.1:9641\n\
                         ListenStream=/run/turnserver/control.sock\nReusePort=yes\n";
@@ -122,13 +171,33 @@ mod tests {
         assert!(!unit.passes(endpoint(Transport::Tcp, "0.0.0.0:443")));
         let config = |text: &str| Config::parse(text, "turnserver.toml").unwrap();
         let fitting = config("[listen]\ntcp = [\"[::]:443\"]\n[http]\nlisten = [\"127.0.0.1:9641\"]\n");
-        let finding = unit.examine(&fitting);
+        let finding = unit.unused(&fitting);
         assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, "systemd passes sockets to the service: 4"));
         let front = "[[front]]\nlisten = \"[::]:443\"\nweb = \"127.0.0.1:8443\"\nnames = [\"turn.example.org\"]\n";
         let with_front = config(&format!("[http]\nlisten = [\"127.0.0.1:9641\"]\n{front}"));
-        assert_eq!(unit.examine(&with_front).status, Status::Ok);
-        let finding = unit.examine(&config("[control]\nsocket = \"\"\n"));
+        assert_eq!(unit.unused(&with_front).status, Status::Ok);
+        let finding = unit.unused(&config("[control]\nsocket = \"\"\n"));
         assert_eq!(finding.status, Status::Warning);
         assert!(finding.what.ends_with(": 443, 127.0.0.1:9641, /run/turnserver/control.sock"), "{finding:?}");
+    }
+
+    #[test]
+    fn udp_takes_a_socket_for_each_worker_and_nothing_takes_more_than_it_can_use() {
+        let config = |text: &str| Config::parse(text, "turnserver.toml").unwrap();
+        let found = |unit: &str, text: &str, workers| -> Vec<(Status, String)> {
+            let all = read(unit).miscounted(&config(text), workers);
+            all.into_iter().map(|finding| (finding.status, finding.what)).collect()
+        };
+        let twice = "ListenDatagram=[::]:3478\nListenDatagram=[::]:3478\nListenStream=3478\nListenStream=3478\n";
+        assert_eq!(found(twice, "", 2), []);
+        // The workers can share sockets of TCP.
+        let few = found(twice, "", 3);
+        assert!(matches!(&few[..], [(Status::Warning, what)] if what.contains(" udp [::]:3478 for 2 of 3 ")), "{few:?}");
+        let with_tls = "[listen]\ntls = [\"[::]:3478\"]\n[tls]\ncertificate = \"/c\"\nprivate-key = \"/k\"\n";
+        let many = found(twice, with_tls, 1);
+        assert!(matches!(&many[..], [(Status::Fault, _), (Status::Fault, _)]), "{many:?}");
+        let services = "[listen]\ntcp = []\n[http]\nlisten = [\"[::]:3478\"]\n";
+        let services = found(twice, services, 2);
+        assert!(matches!(&services[..], [(Status::Fault, what)] if what.contains("http.listen")), "{services:?}");
     }
 }
