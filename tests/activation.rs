@@ -23,14 +23,14 @@ mod activation {
     use nix::fcntl::{FcntlArg, FdFlag, fcntl};
     use nix::unistd::geteuid;
     use socket2::{Domain, SockRef, Socket, Type};
-    use turnserver::clock::unix_seconds;
+    use turnserver::clock::{Clock, unix_seconds};
     use turnserver::stun::TransactionId;
 
     use crate::client::Http;
     use crate::support::certificates::Authority;
     use crate::support::client::{Client, Login, allocate};
     use crate::support::tls::{ANY, handshake};
-    use crate::support::{Controlled, LogLine, Server, TempDir, config, has_ipv6, skip, with_tls};
+    use crate::support::{Controlled, LogLine, Server, TIMEOUT, TempDir, config, has_ipv6, skip, with_tls};
 
     /// An account without rights.
     const NOBODY: &str = "65534";
@@ -278,8 +278,13 @@ mod activation {
         assert_eq!(line.level(), "ERROR");
         assert!(line.message().contains("set exactly this address in listen.tcp"), "{line:?}");
         assert_eq!(count(&fixture.server, "socket-unused"), 2);
-        // It would otherwise accept connections that nothing serves.
-        assert!(is_refused(address));
+        // It would otherwise accept connections that nothing serves. The server waits until it has reported that it is
+        // ready.
+        let clock = Clock::start();
+        while !is_refused(address) {
+            assert!(clock.elapsed() < TIMEOUT, "connections are accepted");
+            std::thread::yield_now();
+        }
         has_allocation(&Client::connect(other_at));
 
         let both = fixture.config.replacen(&format!("\"{other_at}\""), &format!("\"{other_at}\", \"{address}\""), 1);

@@ -169,6 +169,9 @@ impl RunningServer<'_> {
         // The first ping is one period after the start.
         ping.iter_mut().for_each(Interval::reset);
         self.service.ready();
+        // After that: until the service is ready, systemd watches its sockets, and regards the unit of one that does not
+        // listen as failed.
+        self.refuse_unused();
         let ended_early = loop {
             tokio::select! {
                 biased;

@@ -40,7 +40,7 @@ impl Users {
     }
 }
 
-/// Logs which sockets are used, and lets the kernel refuse connections to the others.
+/// Logs which sockets are used.
 pub(super) fn report(passed: &PassedSockets, users: &Users) {
     for socket in passed.all().iter().filter(|socket| users.has(socket.place())) {
         tracing::info!(event = "socket-passed", %socket, "a listener uses a socket that the service manager has passed");
@@ -54,7 +54,6 @@ pub(super) fn report(passed: &PassedSockets, users: &Users) {
             "the service manager has passed a socket that cannot be used, {why}"
         );
     }
-    passed.refuse_unused(|place| users.has(place));
 }
 
 /// Explains why a socket is not used.

@@ -112,7 +112,7 @@ impl RunningServer<'_> {
     }
 
     /// Lets the kernel refuse connections to the sockets that the service manager has passed and that no listener uses.
-    fn refuse_unused(&self) {
+    pub(super) fn refuse_unused(&self) {
         let services = [self.http.listeners.addresses(), self.fronts.service.listeners.addresses()].concat();
         let users = Users::new(&self.config, self.listeners.endpoints(), &services);
         self.listeners.passed().refuse_unused(|place| users.has(place));

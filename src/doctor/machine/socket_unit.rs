@@ -86,15 +86,19 @@ impl SocketUnit {
             if lines > workers {
                 all.push(Finding::fault(
                     "unit",
-                    format!("systemd binds {lines} sockets for {endpoint}, and there are only {workers} workers, so the \
-                             server does not start"),
+                    format!(
+                        "systemd binds {lines} sockets for {endpoint}, and there are only {workers} workers, so the \
+                             server does not start"
+                    ),
                     format!("list the address at most {workers} times, or set more `workers`"),
                 ));
             } else if lines < workers && !endpoint.transport.is_connection() {
                 all.push(Finding::warning(
                     "unit",
-                    format!("systemd binds sockets for {endpoint} for {lines} of {workers} workers, so the others do not \
-                             serve it"),
+                    format!(
+                        "systemd binds sockets for {endpoint} for {lines} of {workers} workers, so the others do not \
+                             serve it"
+                    ),
                     format!("list the address {workers} times, with ReusePort=yes, or set fewer `workers`"),
                 ));
             }
@@ -105,8 +109,10 @@ impl SocketUnit {
             if lines > 1 {
                 all.push(Finding::fault(
                     "unit",
-                    format!("systemd binds {lines} sockets for {address}, which is one of http.listen or front.listen, so \
-                             the server does not start"),
+                    format!(
+                        "systemd binds {lines} sockets for {address}, which is one of http.listen or front.listen, so \
+                             the server does not start"
+                    ),
                     "list the address once",
                 ));
             }
@@ -192,7 +198,10 @@ mod tests {
         assert_eq!(found(twice, "", 2), []);
         // The workers can share sockets of TCP.
         let few = found(twice, "", 3);
-        assert!(matches!(&few[..], [(Status::Warning, what)] if what.contains(" udp [::]:3478 for 2 of 3 ")), "{few:?}");
+        assert!(
+            matches!(&few[..], [(Status::Warning, what)] if what.contains(" udp [::]:3478 for 2 of 3 ")),
+            "{few:?}"
+        );
         let with_tls = "[listen]\ntls = [\"[::]:3478\"]\n[tls]\ncertificate = \"/c\"\nprivate-key = \"/k\"\n";
         let many = found(twice, with_tls, 1);
         assert!(matches!(&many[..], [(Status::Fault, _), (Status::Fault, _)]), "{many:?}");
