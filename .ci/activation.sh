@@ -3,8 +3,13 @@
 socket_unit=/etc/systemd/system/turnserver.socket
 drop_in=/etc/systemd/system/turnserver.service.d/override.conf
 
-# What the running process has written to the journal.
-process_logs() { in_container journalctl -q -o cat "_PID=$(property MainPID)" "${@:2}" | grep -q -- "$1"; }
+# Searches what the running process has written to the journal, which may get it later.
+process_logs() {
+    wait_for 20 process_journal_has 'event="ready"' || fail "it is not ready: $(journal -n 20)"
+    process_journal_has "$@"
+}
+process_journal_has() { process_journal "${@:2}" | grep -c -- "$1" >/dev/null; }
+process_journal() { in_container journalctl -q -o cat "_PID=$(property MainPID)" "$@"; }
 edit_sockets() { shell "sed -i '$1' $socket_unit"; }
 use_sockets() { follow 'Socket activation' 'stop turnserver.socket'; }
 # Prints the sockets that listen, with their inodes.
@@ -24,9 +29,8 @@ gets_sockets_in_place_of_a_capability() {
     mkdir -p "$root${drop_in%/*}"
     block 'Socket activation' Sockets= >"$root$drop_in"
     follow 'Socket activation' 'enable turnserver.socket'
-    [ "$(in_container journalctl -q -o cat "_PID=$(property MainPID)" | grep -c 'event="socket-passed"')" -eq 6 ] ||
-        fail "it does not use six sockets: $(journal -n 20)"
     ! process_logs 'event="socket-' -p warning || fail "$(journal -p warning -n 5)"
+    [ "$(process_journal | grep -c 'event="socket-passed"')" -eq 6 ] || fail "it does not use six sockets: $(journal -n 20)"
     status=$(in_container cat "/proc/$(property MainPID)/status")
     for kind in CapInh CapPrm CapEff CapBnd CapAmb; do
         grep -q "^$kind:.0000000000000000$" <<<"$status" || fail "it has capabilities: $status"
@@ -146,7 +150,7 @@ names_sockets_that_do_not_fit() {
     edit_sockets '0,/^ListenDatagram/ { /^ListenDatagram/ d }'
     use_sockets
     process_logs 'event="socket-unused".*:5349' -p err || fail "$(journal -n 20)"
-    process_logs 'event="socket-missing".*only 1 of 2 workers' -p warning || fail "$(journal -n 20)"
+    process_logs 'only 1 of 2 workers.*event="socket-missing"' -p warning || fail "$(journal -n 20)"
     refuses 5349 || fail 'a socket without a listener accepts'
     doctor_says 'warning.*turnserver.socket.*no listener of the configuration has: \[::\]:5349'
     call
