@@ -180,7 +180,7 @@ binds_the_other_listeners_itself() {
 
 gets_its_capability_again() {
     rm "$root$drop_in"
-    follow 'Socket activation' 'disable turnserver.socket'
+    follow 'Socket activation' 'disable --now turnserver.socket'
     [ ! -e "$root$socket_unit" ] || fail "$socket_unit is left"
     ! process_logs 'event="socket-passed"' || fail 'it still gets sockets'
     grep -q '^CapEff:.0000000000000400$' < <(in_container cat "/proc/$(property MainPID)/status") || fail 'no capability'
