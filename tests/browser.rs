@@ -23,6 +23,9 @@ mod http;
 #[path = "offloaded/interfaces.rs"]
 mod interfaces;
 #[cfg(test)]
+#[path = "front/nginx.rs"]
+mod nginx;
+#[cfg(test)]
 #[path = "browser/page.rs"]
 mod page;
 #[cfg(test)]

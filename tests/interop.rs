@@ -7,9 +7,11 @@
 #[path = "import_coturn/cases.rs"]
 mod cases;
 #[cfg(test)]
-#[cfg(test)]
 #[path = "interop/doctor.rs"]
 mod doctor;
+#[cfg(test)]
+#[path = "interop/front.rs"]
+mod front;
 #[cfg(test)]
 #[allow(dead_code, reason = "these tests use a part of it")]
 #[path = "next_hop/hosts.rs"]
@@ -27,6 +29,9 @@ mod interfaces;
 #[cfg(test)]
 #[path = "interop/janus.rs"]
 mod janus;
+#[cfg(test)]
+#[path = "front/nginx.rs"]
+mod nginx;
 #[cfg(test)]
 #[path = "interop/openssl.rs"]
 mod openssl;

@@ -2,7 +2,6 @@
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::Command;
 use std::thread;
 
 use base64::Engine as _;
@@ -11,8 +10,9 @@ use serde_json::{Value, json};
 use sha1::{Digest as _, Sha1};
 use turnserver::clock::unix_seconds;
 
+use crate::nginx::Nginx;
 use crate::support::certificates::Authority;
-use crate::support::{Controlled, Process, TIMEOUT, TempDir, config, with_tls};
+use crate::support::{Controlled, TempDir, config, with_tls};
 use crate::webdriver::Browser;
 
 const WEB: &str = "www.example.org";
@@ -62,54 +62,21 @@ fn repeat(mut stream: TcpStream) -> std::io::Result<()> {
     }
 }
 
-/// Returns the beginning of the server in docs/install.md, with the address of this test.
-fn documented(address: SocketAddr) -> String {
-    let document = include_str!("../../docs/install.md");
-    let (_, block) = document.split_once("```web-site\n").expect("a configuration in docs/install.md");
-    let (text, _) = block.split_once("}\n").unwrap();
-    text.replace("127.0.0.1:8443", &address.to_string())
-}
-
-/// Starts nginx with HTTP/2, and a WebSocket at `/echo`.
-fn start_nginx(directory: &TempDir, address: SocketAddr) -> Process {
-    let (files, path) = (directory.path(), directory.path().display());
-    directory.write("index.html", include_str!("page.html"));
-    let server = documented(address);
-    let text = format!(
-        "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\nerror_log stderr;\nevents {{}}\n\
-         http {{\n access_log {path}/access.log;\n types {{ text/html html; }}\n\
-         client_body_temp_path {path}/body;\n proxy_temp_path {path}/proxy;\n fastcgi_temp_path {path}/fastcgi;\n\
-         uwsgi_temp_path {path}/uwsgi;\n scgi_temp_path {path}/scgi;\n\
-         {server}ssl_certificate web.pem;\n ssl_certificate_key web.key;\n\
-         root {path};\n location /echo {{\n proxy_pass http://{};\n proxy_http_version 1.1;\n\
-         proxy_set_header Upgrade $http_upgrade;\n proxy_set_header Connection \"upgrade\";\n }}\n\
-         location = /visitor {{\n default_type text/plain;\n return 200 \"$proxy_protocol_addr\";\n }}\n }}\n}}\n",
-        start_echo()
-    );
-    let file = directory.write("nginx.conf", &text);
-    let mut command = Command::new("nginx");
-    command.arg("-e").arg("stderr").arg("-p").arg(files).arg("-c").arg(file);
-    let process = Process::start(&mut command, Some("nginx"));
-    let began = turnserver::clock::Clock::start();
-    while TcpStream::connect(address).is_err() {
-        assert!(began.elapsed() < TIMEOUT, "nginx does not listen: {}", process.output());
-        thread::yield_now();
-    }
-    process
-}
-
 #[test]
 fn a_page_a_web_socket_and_a_call_over_tls_share_a_port_with_two_names() {
     let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
-    let [web, key] = authority.write(&authority.issue(&[WEB]), directory.path());
-    std::fs::rename(web, directory.path().join("web.pem")).unwrap();
-    std::fs::rename(key, directory.path().join("web.key")).unwrap();
-    let site = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let _nginx = start_nginx(&directory, site);
+    directory.write("index.html", include_str!("page.html"));
+    let echo = format!(
+        "location /echo {{\n proxy_pass http://{};\n proxy_http_version 1.1;\n\
+         proxy_set_header Upgrade $http_upgrade;\n proxy_set_header Connection \"upgrade\";\n }}",
+        start_echo()
+    );
+    let nginx = Nginx::start(&authority, WEB, &directory, &echo);
     let files = authority.write(&authority.issue(&[RELAY]), directory.path());
     let front = format!(
-        "[peers]\nallow = [\"127.0.0.1\"]\n[[front]]\nlisten = \"127.0.0.1:0\"\nweb = \"{site}\"\n\
-         names = [\"{RELAY}\"]\nproxy-protocol = true\n"
+        "[peers]\nallow = [\"127.0.0.1\"]\n[[front]]\nlisten = \"127.0.0.1:0\"\nweb = \"{}\"\n\
+         names = [\"{RELAY}\"]\nproxy-protocol = true\n",
+        nginx.address
     );
     let config = with_tls(&config(&["127.0.0.1"], &front), &["127.0.0.1"], &files);
     let server = Controlled::start_with(&config);

@@ -1,6 +1,8 @@
-//! What `openssl s_client` and `curl` find at the TLS listeners. Only over loopback, because no data is relayed.
+//! What `openssl s_client` and `curl` find at the TLS listeners, and at a front as if it was such a listener. Only over
+//! loopback, because no data is relayed.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,14 +10,17 @@ use std::process::{Command, Stdio};
 use rcgen::KeyPair;
 use turnserver::clock::unix_seconds;
 
+use crate::nginx::Nginx;
 use crate::support::certificates::{Authority, Issued};
-use crate::support::{Server, TIMEOUT, TempDir, config, run, with_tls};
+use crate::support::{Controlled, Finished, LogLine, TIMEOUT, TempDir, config, run, with_tls};
 
 const DAY: u64 = 86_400;
 
-/// A server with certificates for `turn.example.org` of ECDSA, the default, and of RSA, and one for `web.example.org`.
-struct Fixture {
-    server: Server,
+/// A server with certificates for `turn.example.org` of ECDSA, the default, and of RSA, and one for `web.example.org`;
+/// and the web site `www.example.org` behind its two fronts.
+pub(crate) struct Fixture {
+    pub(crate) server: Controlled,
+    _site: Nginx,
     http: SocketAddr,
     ecdsa: Issued,
     rsa: Issued,
@@ -23,6 +28,20 @@ struct Fixture {
     root: PathBuf,
     _directory: TempDir,
 }
+
+/// A port of the server, as these programs reach it.
+#[derive(Clone, Copy)]
+pub(crate) struct Port<'f> {
+    fixture: &'f Fixture,
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+}
+
+/// The address of the front whose keys are all at their defaults.
+const PLAIN_FRONT: &str = "127.0.0.2";
+
+/// The address of the front at which clients without a server name, and HTTP, are the server's.
+const FULL_FRONT: &str = "127.0.0.3";
 
 /// Returns the standard output of a program that succeeds.
 fn output(command: &mut Command, package: &str) -> String {
@@ -39,7 +58,7 @@ fn issue_rsa(authority: &Authority, names: &[&str]) -> Issued {
 }
 
 impl Fixture {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
         let ecdsa = authority.issue(&["turn.example.org"]);
         let rsa = issue_rsa(&authority, &["turn.example.org"]);
@@ -52,47 +71,124 @@ impl Fixture {
         let further = [write("rsa", &rsa), write("web", &web)].map(|[certificate, key]| {
             format!("[[tls.certificates]]\ncertificate = {certificate:?}\nprivate-key = {key:?}\n")
         });
-        let more = format!("{}[http]\nlisten = [\"127.0.0.1:0\"]\ntls = true\n", further.concat());
-        let config = with_tls(&config(&["127.0.0.1"], &more), &["127.0.0.1"], &write("ecdsa", &ecdsa));
-        let server = Server::start(&config);
-        let http = server.wait_for_log(|line| line.message() == "HTTP listening").field("address").unwrap();
+        directory.write("index.html", PAGE);
+        // Clients of any age may visit a web site.
+        let old = "ssl_protocols TLSv1 TLSv1.1 TLSv1.2 TLSv1.3;\n ssl_ciphers ALL:@SECLEVEL=0;\n";
+        let site = Nginx::start(&authority, "www.example.org", &directory, old);
+        let front = |ip: &str, keys: &str| {
+            format!(
+                "[[front]]\nlisten = \"{ip}:0\"\nweb = \"{}\"\nproxy-protocol = true\n\
+                 names = [\"turn.example.org\", \"web.example.org\"]\n{keys}",
+                site.address
+            )
+        };
+        let more = [
+            &further.concat(),
+            "[http]\nlisten = [\"127.0.0.1:0\"]\ntls = true\n",
+            &front(PLAIN_FRONT, ""),
+            &front(FULL_FRONT, "without-name = \"relay\"\nhttp = true\n"),
+        ];
+        let config = config(&["127.0.0.1"], &more.concat());
+        let server = Controlled::start_with(&with_tls(&config, &["127.0.0.1"], &write("ecdsa", &ecdsa)));
+        let http = server.event("http-listening").field("address").unwrap();
         let root = directory.write("root.pem", &authority.root());
-        Self { server, http: http.parse().unwrap(), ecdsa, rsa, web, root, _directory: directory }
+        Self { server, _site: site, http: http.parse().unwrap(), ecdsa, rsa, web, root, _directory: directory }
     }
 
+    fn http(&self) -> Port<'_> {
+        Port { fixture: self, name: "HTTP", address: self.http }
+    }
+
+    /// Returns the TLS listener.
+    fn listener(&self) -> Port<'_> {
+        Port { fixture: self, name: "listener", address: self.server.server.tls_address() }
+    }
+
+    fn front(&self, name: &'static str, ip: &str) -> Port<'_> {
+        let own =
+            |line: &LogLine| line.field("address")?.parse().ok().filter(|own: &SocketAddr| own.ip().to_string() == ip);
+        let line = self
+            .server
+            .server
+            .wait_for_log(|line| line.field("event").as_deref() == Some("front-listening") && own(line).is_some());
+        Port { fixture: self, name, address: own(&line).unwrap() }
+    }
+
+    /// Returns the front whose keys are all at their defaults.
+    pub(crate) fn plain_front(&self) -> Port<'_> {
+        self.front("front", PLAIN_FRONT)
+    }
+
+    /// Returns the front at which clients without a server name, and HTTP, are the server's.
+    pub(crate) fn full_front(&self) -> Port<'_> {
+        self.front("front with all keys", FULL_FRONT)
+    }
+
+    /// Returns the ports at which clients without a server name are those of the relay.
+    fn ports(&self) -> [Port<'_>; 2] {
+        [self.listener(), self.full_front()]
+    }
+}
+
+/// The page of the web site.
+pub(crate) const PAGE: &str = "<title>The web site</title>";
+
+impl Port<'_> {
     fn client(&self, arguments: &str) -> Command {
         let mut command = Command::new("openssl");
-        command.args(["s_client", "-connect", &self.server.tls_address().to_string(), "-CAfile"]).arg(&self.root);
+        command.args(["s_client", "-connect", &self.address.to_string(), "-CAfile"]).arg(&self.fixture.root);
         command.args(arguments.split_whitespace());
         command
     }
 
     /// Returns what the client says, and whether the handshake was complete.
-    fn connect(&self, arguments: &str) -> (String, bool) {
+    pub(crate) fn connect(&self, arguments: &str) -> (String, bool) {
         let finished = self.client(arguments).stdin(Stdio::null()).output().expect("openssl");
         let text = [finished.stdout, finished.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
         (text, finished.status.success())
     }
 
     #[track_caller]
-    fn assert_connects(&self, arguments: &str, expected: &str) {
+    pub(crate) fn assert_connects(&self, arguments: &str, expected: &str) {
         let (text, is_complete) = self.connect(arguments);
-        assert!(is_complete && text.contains(expected), "{arguments}: {expected}\n{text}");
+        assert!(is_complete && text.contains(expected), "{}: {arguments}: {expected}\n{text}", self.name);
     }
 
     #[track_caller]
-    fn assert_refused(&self, arguments: &str, alert: &str) {
+    pub(crate) fn assert_refused(&self, arguments: &str, alert: &str) {
         let (text, is_complete) = self.connect(arguments);
-        assert!(!is_complete && text.contains(alert), "{arguments}: {alert}\n{text}");
+        assert!(!is_complete && text.contains(alert), "{}: {arguments}: {alert}\n{text}", self.name);
+    }
+
+    /// Returns whether the server begins a second handshake when a client requests it.
+    pub(crate) fn renegotiates(&self, arguments: &str) -> bool {
+        let mut client = self.client(arguments);
+        let client = client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut client = client.expect("openssl");
+        client.stdin.take().unwrap().write_all(b"R\n").unwrap();
+        let finished = client.wait_with_output().unwrap();
+        let text = [finished.stdout, finished.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+        let (_, after) = text.split_once("RENEGOTIATING").unwrap_or_else(|| panic!("{text}"));
+        after.contains("depth=")
+    }
+
+    /// Runs curl, for which a name leads to this port.
+    pub(crate) fn curl(&self, scheme: &str, name: &str, path: &str, arguments: &[&str]) -> Finished {
+        let (port, ip) = (self.address.port(), self.address.ip());
+        let mut command = Command::new("curl");
+        command.args(["-sSv", "--resolve", &format!("{name}:{port}:{ip}"), "--cacert"]).arg(&self.fixture.root);
+        command.args(arguments).arg(format!("{scheme}://{name}:{port}{path}"));
+        run(&mut command, Some("curl"), TIMEOUT)
     }
 
     /// Returns the certificate that a client gets: its serial number.
     fn serial(&self, arguments: &str) -> String {
         let (text, is_complete) = self.connect(arguments);
-        assert!(is_complete, "{arguments}\n{text}");
+        assert!(is_complete, "{}: {arguments}\n{text}", self.name);
         let of = |issued: &Issued| text.replace("\r\n", "\n").contains(issued.own.replace("\r\n", "\n").trim());
-        let found = [&self.ecdsa, &self.rsa, &self.web].into_iter().find(|issued| of(issued));
-        found.unwrap_or_else(|| panic!("{arguments}\n{text}")).serial.clone()
+        let Fixture { ecdsa, rsa, web, .. } = self.fixture;
+        let found = [ecdsa, rsa, web].into_iter().find(|issued| of(issued));
+        found.unwrap_or_else(|| panic!("{}: {arguments}\n{text}", self.name)).serial.clone()
     }
 }
 
@@ -100,11 +196,13 @@ impl Fixture {
 #[test]
 fn tls_1_2_and_1_3_are_accepted_and_older_versions_refused() {
     let fixture = Fixture::start();
-    fixture.assert_connects("-tls1_3 -verify_return_error -servername turn.example.org -brief", "version: TLSv1.3");
-    fixture.assert_connects("-tls1_2 -verify_return_error -servername turn.example.org -brief", "version: TLSv1.2");
-    for version in ["-tls1_1", "-tls1"] {
-        // This client offers it: the alert is that of the server.
-        fixture.assert_refused(&format!("{version} -cipher ALL:@SECLEVEL=0"), "SSL alert number");
+    for port in fixture.ports() {
+        port.assert_connects("-tls1_3 -verify_return_error -servername turn.example.org -brief", "version: TLSv1.3");
+        port.assert_connects("-tls1_2 -verify_return_error -servername turn.example.org -brief", "version: TLSv1.2");
+        for version in ["-tls1_1", "-tls1"] {
+            // This client offers it: the alert is that of the server.
+            port.assert_refused(&format!("{version} -cipher ALL:@SECLEVEL=0"), "SSL alert number");
+        }
     }
 }
 
@@ -117,88 +215,83 @@ fn only_cipher_suites_with_forward_secrecy_and_authenticated_encryption_are_acce
     );
     let all: Vec<&str> = all.trim().split(':').filter(|name| !name.starts_with("TLS_")).collect();
     assert!(all.len() > 50, "{all:?}");
-    let accepted: BTreeSet<&str> =
-        all.into_iter().filter(|name| fixture.connect(&format!("-tls1_2 -cipher {name}:@SECLEVEL=0")).1).collect();
     let expected = ["ECDSA", "RSA"].map(|key| {
         ["AES128-GCM-SHA256", "AES256-GCM-SHA384", "CHACHA20-POLY1305"].map(|cipher| format!("ECDHE-{key}-{cipher}"))
     });
     let expected: BTreeSet<String> = expected.into_iter().flatten().collect();
-    assert!(accepted.iter().copied().eq(expected.iter().map(String::as_str)), "{accepted:#?}");
+    for port in fixture.ports() {
+        let is_accepted = |name: &&&str| port.connect(&format!("-tls1_2 -cipher {name}:@SECLEVEL=0")).1;
+        let accepted: BTreeSet<&str> = all.iter().filter(is_accepted).copied().collect();
+        assert!(accepted.iter().copied().eq(expected.iter().map(String::as_str)), "{}: {accepted:#?}", port.name);
+    }
 }
 
 // RFC 8446 §4.1.2, RFC 5746
 #[test]
 fn there_is_neither_compression_nor_resumption_nor_renegotiation() {
     let fixture = Fixture::start();
-    fixture.assert_connects("-tls1_2 -comp", "Compression: NONE");
-    fixture.assert_connects("-tls1_2", "Secure Renegotiation IS supported");
-    let (text, _) = fixture.connect("-tls1_2 -reconnect");
-    assert_eq!((text.matches("\nNew, TLSv1.2").count(), text.matches("\nReused, ").count()), (6, 0), "{text}");
-
-    // `R` starts a renegotiation, which the server refuses.
-    use std::io::Write as _;
-    let mut client = fixture.client("-tls1_2");
-    let mut client =
-        client.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("openssl");
-    client.stdin.take().unwrap().write_all(b"R\n").unwrap();
-    let finished = client.wait_with_output().unwrap();
-    let text = [finished.stdout, finished.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
-    let (_, after) = text.split_once("RENEGOTIATING").unwrap_or_else(|| panic!("{text}"));
-    assert!(!after.contains("depth="), "{text}");
+    for port in fixture.ports() {
+        port.assert_connects("-tls1_2 -comp", "Compression: NONE");
+        port.assert_connects("-tls1_2", "Secure Renegotiation IS supported");
+        let (text, _) = port.connect("-tls1_2 -reconnect");
+        assert_eq!((text.matches("\nNew, TLSv1.2").count(), text.matches("\nReused, ").count()), (6, 0), "{text}");
+        assert!(!port.renegotiates("-tls1_2"), "{}", port.name);
+    }
 }
 
 // RFC 7301 §3.2, RFC 7443 §3
 #[test]
 fn the_application_protocols_of_turn_are_negotiated_and_others_refused() {
     let fixture = Fixture::start();
-    fixture.assert_connects("-alpn stun.turn", "ALPN protocol: stun.turn");
-    fixture.assert_connects("-alpn h2,stun.nat-discovery", "ALPN protocol: stun.nat-discovery");
-    fixture.assert_connects("", "No ALPN negotiated");
-    fixture.assert_refused("-alpn h2,http/1.1", "alert no application protocol");
+    for port in fixture.ports() {
+        port.assert_connects("-alpn stun.turn", "ALPN protocol: stun.turn");
+        port.assert_connects("-alpn h2,stun.nat-discovery", "ALPN protocol: stun.nat-discovery");
+        port.assert_connects("", "No ALPN negotiated");
+    }
+    fixture.listener().assert_refused("-alpn h2,http/1.1", "alert no application protocol");
 }
 
 #[test]
 fn the_name_and_the_signature_algorithms_select_the_certificate() {
     let fixture = Fixture::start();
-    for (arguments, expected) in [
-        ("-servername turn.example.org", &fixture.ecdsa),
-        ("-servername web.example.org", &fixture.web),
-        ("-servername other.example", &fixture.ecdsa),
-        ("-noservername", &fixture.ecdsa),
-        ("-servername turn.example.org -sigalgs RSA-PSS+SHA256", &fixture.rsa),
-        ("-noservername -sigalgs RSA-PSS+SHA256", &fixture.rsa),
-        ("-servername turn.example.org -sigalgs ECDSA+SHA256:RSA-PSS+SHA256", &fixture.ecdsa),
-        ("-tls1_2 -servername turn.example.org -sigalgs RSA+SHA256", &fixture.rsa),
-        ("-tls1_2 -servername turn.example.org -cipher ECDHE-RSA-AES128-GCM-SHA256", &fixture.rsa),
-        ("-tls1_2 -servername turn.example.org -cipher ECDHE-ECDSA-AES128-GCM-SHA256", &fixture.ecdsa),
-    ] {
-        assert_eq!(fixture.serial(arguments), expected.serial, "{arguments}");
+    for port in fixture.ports() {
+        for (arguments, expected) in [
+            ("-servername turn.example.org", &fixture.ecdsa),
+            ("-servername web.example.org", &fixture.web),
+            ("-noservername", &fixture.ecdsa),
+            ("-servername turn.example.org -sigalgs RSA-PSS+SHA256", &fixture.rsa),
+            ("-noservername -sigalgs RSA-PSS+SHA256", &fixture.rsa),
+            ("-servername turn.example.org -sigalgs ECDSA+SHA256:RSA-PSS+SHA256", &fixture.ecdsa),
+            ("-tls1_2 -servername turn.example.org -sigalgs RSA+SHA256", &fixture.rsa),
+            ("-tls1_2 -servername turn.example.org -cipher ECDHE-RSA-AES128-GCM-SHA256", &fixture.rsa),
+            ("-tls1_2 -servername turn.example.org -cipher ECDHE-ECDSA-AES128-GCM-SHA256", &fixture.ecdsa),
+        ] {
+            assert_eq!(port.serial(arguments), expected.serial, "{}: {arguments}", port.name);
+        }
+        // There is no RSA certificate for this name.
+        port.assert_refused("-servername web.example.org -sigalgs RSA-PSS+SHA256", "alert handshake failure");
     }
-    // There is no RSA certificate for this name.
-    fixture.assert_refused("-servername web.example.org -sigalgs RSA-PSS+SHA256", "alert handshake failure");
+    // At a front, it is a name of the web site.
+    assert_eq!(fixture.listener().serial("-servername other.example"), fixture.ecdsa.serial);
 }
 
 #[test]
 fn curl_gets_the_pages_of_the_http_listener_over_tls() {
     let fixture = Fixture::start();
-    let get = |name: &str, more: &[&str]| {
-        let port = fixture.http.port();
-        let mut command = Command::new("curl");
-        command.args(["-sSv", "--resolve", &format!("{name}:{port}:127.0.0.1"), "--cacert"]).arg(&fixture.root);
-        command.args(more).arg(format!("https://{name}:{port}/healthz"));
-        run(&mut command, Some("curl"), TIMEOUT)
-    };
-    for name in ["turn.example.org", "web.example.org"] {
-        let finished = get(name, &[]);
-        assert_eq!((finished.code, finished.stdout.as_slice()), (Some(0), &["ok".to_owned()][..]), "{finished:?}");
-        assert!(
-            finished.stderr.iter().any(|line| line.contains("ALPN") && line.ends_with("accepted http/1.1")),
-            "{finished:?}"
-        );
+    for port in [fixture.http(), fixture.full_front()] {
+        for name in ["turn.example.org", "web.example.org"] {
+            let finished = port.curl("https", name, "/healthz", &[]);
+            assert_eq!((finished.code, finished.stdout.as_slice()), (Some(0), &["ok".to_owned()][..]), "{finished:?}");
+            assert!(
+                finished.stderr.iter().any(|line| line.contains("ALPN") && line.ends_with("accepted http/1.1")),
+                "{finished:?}"
+            );
+        }
+        // 60: the certificate is not for the name. 35: no handshake.
+        assert_eq!(port.curl("https", "other.example", "/healthz", &[]).code, Some(60));
+        let old = ["--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"];
+        assert_eq!(port.curl("https", "turn.example.org", "/healthz", &old).code, Some(35));
     }
-    // 60: the certificate is not for the name. 35: no handshake.
-    assert_eq!(get("other.example", &[]).code, Some(60));
-    assert_eq!(get("turn.example.org", &["--tls-max", "1.1", "--ciphers", "ALL:@SECLEVEL=0"]).code, Some(35));
 }
 
 #[test]
