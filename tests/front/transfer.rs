@@ -131,6 +131,31 @@ fn a_visitor_who_does_not_read_holds_up_the_web_site() {
     assert_eq!(read_all(&mut stream).len(), sent);
 }
 
+// TCP_USER_TIMEOUT, which the connections of clients of the relay have, also ends those whose window stays closed.
+#[test]
+#[ignore = "a visitor does not read for 40 seconds"]
+fn a_visitor_may_stop_to_read() {
+    const PAUSE: Duration = Duration::from_secs(40);
+    // More than the buffers of the four sockets hold.
+    const DOWN: usize = 96 * MIB;
+    let (sender, finished) = mpsc::channel();
+    let site = Site::start("127.0.0.1:0", move |stream| {
+        (&stream).read_exact(&mut [0; 5])?;
+        let sent = write_stream(&stream, DOWN);
+        sender.send(sent.as_ref().err().map(|error| error.kind())).unwrap();
+        sent
+    });
+    let front = Fixture::new(&site, "", "");
+    let mut stream = front.visit();
+    stream.write_all(b"GET /").unwrap();
+    // The web site waits meanwhile.
+    assert_eq!(finished.recv_timeout(PAUSE), Err(mpsc::RecvTimeoutError::Timeout));
+    assert_eq!(read_stream(&stream), DOWN);
+    assert_eq!(finished.recv().unwrap(), None);
+    drop(stream);
+    front.wait_for_metric("turnserver_front_closed_connections_total{reason=\"complete\"} 1");
+}
+
 #[test]
 fn a_connection_without_data_ends_after_the_idle_time() {
     let front = Fixture::new(&Site::echo(), "idle = \"1s\"\n", "");
