@@ -34,9 +34,9 @@ use crate::config::WebSite;
 use crate::http::{
     AsyncListener, BACK_OFF, Changes, Closed, FailedListener, ListenerChange, Service, closing, follow, stopped,
 };
-use crate::net::limits::{SpareFiles, is_out_of_files, lower_priority, too_many_open_files};
-use crate::net::tcp;
+use crate::net::limits::{SpareFiles, is_out_of_files, too_many_open_files};
 use crate::net::tls::Challenges;
+use crate::net::{background, tcp};
 use crate::privacy::Privacy;
 use crate::proxy_protocol::{self, Addresses, Header, Malformed, Parsed};
 use log::Log;
@@ -105,23 +105,17 @@ pub(crate) fn start<H: Handler>(
     plan: Plan,
     handler: impl FnOnce() -> H + Send + 'static,
 ) -> io::Result<thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let run = move || {
-        // Calls come before downloads.
-        if let Err(error) = lower_priority() {
-            tracing::debug!(event = "priority-unchanged", %error, "the front competes with the workers for the CPU");
-        }
-        let tasks = tokio::task::LocalSet::new();
-        tasks.block_on(&runtime, async {
-            let Plan { changes, settings, statistics, spare, stop } = plan;
-            let pipes = Pipes::new(spare.clone());
-            let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
-            let (stopping, log, places, handler) = (stop.clone(), Log::default(), RefCell::default(), handler());
-            let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, log, places, handler };
-            follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
-        });
-    };
-    thread::Builder::new().name("front".to_owned()).spawn(run)
+    // Calls come before downloads.
+    background::start("front", move || serve(plan, handler()))
+}
+
+async fn serve<H: Handler>(plan: Plan, handler: H) {
+    let Plan { changes, settings, statistics, spare, stop } = plan;
+    let pipes = Pipes::new(spare.clone());
+    let first = RefCell::new(vec![0; hello::MAX_HELLO].into());
+    let (stopping, log, places) = (stop.clone(), Log::default(), RefCell::default());
+    let shared = Shared { settings, statistics, spare, stop: stopping, pipes, first, log, places, handler };
+    follow(changes, stop, JoinSet::new(), &Fronts(Rc::new(shared))).await;
 }
 
 /// What the tasks of all listeners share.

@@ -30,7 +30,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::net::limits::{SpareFiles, lower_priority};
+use crate::net::background;
+use crate::net::limits::SpareFiles;
 use crate::net::tls::Acceptor;
 use crate::privacy::Privacy;
 use connections::{Connection, Connections};
@@ -229,16 +230,8 @@ fn start_with<H: Handler>(
     plan: Plan,
     handler: impl FnOnce() -> H + Send + 'static,
 ) -> io::Result<thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
-    let run = move || {
-        // On a machine with few CPUs, a list of many sessions would delay packets by milliseconds.
-        if let Err(error) = lower_priority() {
-            tracing::debug!(event = "priority-unchanged", %error, "HTTP competes with the workers for the CPU");
-        }
-        let tasks = tokio::task::LocalSet::new();
-        tasks.block_on(&runtime, async { serve(times, plan, Rc::new(handler())).await });
-    };
-    thread::Builder::new().name("http".to_owned()).spawn(run)
+    // On a machine with few CPUs, a list of many sessions would delay packets by milliseconds.
+    background::start("http", move || serve(times, plan, Rc::new(handler())))
 }
 
 async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {

@@ -82,15 +82,6 @@ pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
-/// Makes the calling thread give way to the other threads, where they compete for a CPU: it gets about a tenth of it
-/// then.
-///
-/// # Errors
-/// Those of `nice`.
-pub(crate) fn lower_priority() -> io::Result<()> {
-    sys::lower_priority()
-}
-
 /// Returns the limit of address space in bytes. `None` without one.
 #[must_use]
 pub fn address_space() -> Option<u64> {

@@ -1,5 +1,6 @@
 //! System calls and TLS: sockets, datagrams, interface addresses and certificates. Nothing here is specific to TURN.
 
+pub(crate) mod background;
 pub mod batch;
 pub(crate) mod changes;
 pub mod interfaces;

@@ -16,12 +16,11 @@ mod status;
 mod store;
 
 use std::sync::Arc;
-use std::thread;
 
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{self, AcmeChallenge, Config};
-use crate::net::limits::lower_priority;
+use crate::net::background;
 use agent::Agent;
 use challenges::ChallengeSender;
 
@@ -68,7 +67,7 @@ impl Acme {
         let settings = Settings::of(config).map(Arc::new);
         if settings.is_some()
             && let Some(agent) = self.agent.take()
-            && let Err(error) = thread::Builder::new().name("acme".to_owned()).spawn(move || run(agent))
+            && let Err(error) = background::start("acme", move || run(agent))
         {
             tracing::error!(
                 event = "acme-ended", %error, "cannot start the thread that orders the certificate; restart the server"
@@ -92,17 +91,10 @@ impl Acme {
     }
 }
 
-fn run(agent: Agent) {
-    // If this fails, the thread competes with the workers for the CPU, for a few milliseconds per order.
-    let _ = lower_priority();
-    let ended = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(async { tokio::spawn(agent.run()).await.map_err(|error| error.to_string()) }),
-        Err(error) => Err(error.to_string()),
-    };
-    if let Err(error) = ended {
+async fn run(agent: Agent) {
+    if let Err(error) = tokio::spawn(agent.run()).await {
         tracing::error!(
-            event = "acme-ended",
-            error,
+            event = "acme-ended", %error,
             "the thread that orders the certificate has ended, so that the certificate will not be renewed; restart the \
              server"
         );
