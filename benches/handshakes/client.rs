@@ -6,18 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_rustls::rustls::client::Resumption;
-use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{
-    self, ClientConfig, ClientConnection, DigitallySignedStruct, HandshakeKind, SignatureScheme, StreamOwned,
-    SupportedProtocolVersion,
-};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, HandshakeKind, StreamOwned, SupportedProtocolVersion};
 
 use turnserver::clock::Clock;
 
 use crate::Outcome;
+use crate::any_certificate::AnyCertificate;
 
 /// A Binding request (RFC 8489 §5) without attributes.
 const BINDING: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
@@ -91,11 +88,12 @@ impl Load {
 
     fn config(&self) -> Outcome<ClientConfig> {
         let provider = Arc::new(ring::default_provider());
-        let schemes = provider.signature_verification_algorithms.supported_schemes();
+        let signatures = provider.signature_verification_algorithms.supported_schemes();
         let mut config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[self.version])?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Trusting(schemes)))
+            // So the clients need less time of the processor. There are few configurations.
+            .with_custom_certificate_verifier(Arc::new(AnyCertificate(signatures.leak())))
             .with_no_client_auth();
         if !self.resumes {
             config.resumption = Resumption::disabled();
@@ -116,43 +114,4 @@ fn connect(config: &Arc<ClientConfig>, server: SocketAddr) -> Outcome<Option<Han
     let mut response = [0; 20];
     stream.read_exact(&mut response)?;
     Ok(stream.conn.handshake_kind())
-}
-
-/// Accepts every certificate and every signature, so that the clients need less time of the processor.
-#[derive(Debug)]
-struct Trusting(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Trusting {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
-    }
 }

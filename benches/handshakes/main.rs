@@ -3,6 +3,8 @@
 //! docs/performance.md has the figures. Both servers run on loopback, and short rounds alternate between them, so that
 //! other load of the machine meets both.
 
+#[path = "../../tests/support/any_certificate.rs"]
+mod any_certificate;
 mod client;
 mod servers;
 

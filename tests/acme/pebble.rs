@@ -13,8 +13,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, SignatureScheme, StreamOwned};
 use turnserver::clock::{Clock, unix_seconds};
 
+use crate::support::any_certificate::AnyCertificate;
 use crate::support::certificates::Authority;
-use crate::support::tls::{AnyCertificate, TlsStream, tcp};
+use crate::support::tls::{TlsStream, tcp};
 use crate::support::{Controlled, Process, TIMEOUT, TempDir, config};
 
 /// The name of the server.

@@ -4,6 +4,7 @@
 //! panics with the output of the process.
 #![allow(dead_code, unused_imports, reason = "each test binary compiles this module and uses a part of it")]
 
+pub(crate) mod any_certificate;
 pub(crate) mod blocked_ports;
 pub(crate) mod certificates;
 pub(crate) mod client;

@@ -11,8 +11,9 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ClientConnection, SignatureScheme, StreamOwned};
 use turnserver::clock::unix_seconds;
 
+use crate::support::any_certificate::AnyCertificate;
 use crate::support::certificates::{Authority, Issued};
-use crate::support::tls::{AnyCertificate, TlsStream, serial, tcp};
+use crate::support::tls::{TlsStream, serial, tcp};
 use crate::support::{Controlled, LogLine, TempDir, config, run, with_tls};
 
 const ALL: AnyCertificate = AnyCertificate(&[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]);
