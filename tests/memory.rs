@@ -12,6 +12,7 @@ mod support;
 
 #[cfg(test)]
 mod memory {
+    mod front;
     mod http;
     mod sum;
 

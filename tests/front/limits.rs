@@ -41,7 +41,7 @@ fn above_the_limit_the_oldest_connection_of_the_source_with_the_most_is_evicted(
 }
 
 #[test]
-fn connections_whose_first_bytes_do_not_come_end_in_time_and_keep_nobody_out() {
+fn connections_whose_first_bytes_do_not_come_end_in_time_and_keep_no_others_out() {
     let count = visitors(3_000);
     let timeouts = "[timeouts]\ntls-handshake = \"5s\"\n";
     let front = Fixture::new(&Site::echo(), "", timeouts);

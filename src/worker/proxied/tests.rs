@@ -22,7 +22,7 @@ fn at(seconds: u64) -> Instant {
     Instant::from_elapsed(Duration::from_secs(seconds))
 }
 
-fn nobody(_: &FiveTuple) -> bool {
+fn none(_: &FiveTuple) -> bool {
     false
 }
 
@@ -44,7 +44,7 @@ impl Proxied {
 fn idle_clients_without_an_allocation_are_forgotten_and_the_others_are_not() {
     let mut proxied = Proxied::default();
     for port in 1..=3 {
-        proxied.assign(leg(port), client(port), at(0), &nobody).unwrap();
+        proxied.assign(leg(port), client(port), at(0), &none).unwrap();
     }
     let has_allocation = |tuple: &FiveTuple| tuple.client.port() == 1;
     assert_eq!(proxied.tick(at(300), &has_allocation, |_| true), []);
@@ -59,7 +59,7 @@ fn idle_clients_without_an_allocation_are_forgotten_and_the_others_are_not() {
 fn clients_of_a_proxy_that_is_not_listed_any_more_are_forgotten_and_their_allocations_are_returned() {
     let mut proxied = Proxied::default();
     for port in 1..=2 {
-        proxied.assign(leg(port), client(port), at(0), &nobody).unwrap();
+        proxied.assign(leg(port), client(port), at(0), &none).unwrap();
     }
     let ended = proxied.tick(at(1), &|tuple| tuple.client.port() == 1, |_| false);
     assert_eq!(ended, [client(1)]);
@@ -68,11 +68,11 @@ fn clients_of_a_proxy_that_is_not_listed_any_more_are_forgotten_and_their_alloca
 }
 
 #[test]
-fn a_full_table_forgets_who_has_been_idle_for_the_longest_time_and_nobody_with_an_allocation() {
+fn a_full_table_forgets_who_has_been_idle_for_the_longest_time_and_none_with_an_allocation() {
     let mut proxied = Proxied::default();
     let all = u16::try_from(MAX_CLIENTS).unwrap();
     for port in 0..all {
-        proxied.assign(leg(port), client(port), at(u64::from(port == 5)), &nobody).unwrap();
+        proxied.assign(leg(port), client(port), at(u64::from(port == 5)), &none).unwrap();
     }
     // The first sixteen are examined. Of these, two have no allocation, and one of the two has sent later.
     let has_allocation = |tuple: &FiveTuple| !matches!(tuple.client.port(), 5 | 9 | 28_672..);
@@ -91,24 +91,41 @@ fn a_full_table_forgets_who_has_been_idle_for_the_longest_time_and_nobody_with_a
 fn clients_behind_proxies_take_what_is_documented() {
     let mut proxied = Proxied::default();
     for port in 0..u16::try_from(MAX_CLIENTS).unwrap() {
-        proxied.assign(leg(port), client(port), at(0), &nobody).unwrap();
+        proxied.assign(leg(port), client(port), at(0), &none).unwrap();
     }
     let bytes = proxied.memory() / MAX_CLIENTS;
-    println!("a client behind a proxy takes {bytes} bytes");
-    let documented = documented("A client behind a proxy, over UDP");
-    assert!(bytes <= documented && documented < 2 * bytes, "{bytes}");
+    assert_documented("A client behind a proxy, over UDP", bytes);
+}
+
+fn assert_documented(topic: &str, bytes: usize) {
+    println!("{topic}: {bytes} bytes");
+    let documented = documented(topic);
+    assert!(bytes <= documented && documented < 2 * bytes, "{topic}: {bytes}");
+}
+
+#[test]
+fn allocations_that_wait_for_a_header_take_what_is_documented() {
+    let mut proxied = Proxied::default();
+    for port in 0..=u16::try_from(MAX_DISPLACED).unwrap() {
+        proxied.assign(leg(1), client(port), at(0), &|tuple| tuple.client.port() < port).unwrap();
+    }
+    assert_eq!(proxied.displaced.len(), MAX_DISPLACED);
+    assert_documented(
+        "A client behind a proxy, over UDP, whose allocation waits for a header",
+        proxied.memory() / MAX_DISPLACED,
+    );
 }
 
 #[test]
 fn a_client_and_its_leg_are_found_by_each_other() {
     let mut proxied = Proxied::default();
-    proxied.assign(leg(1), client(1), at(0), &nobody).unwrap();
+    proxied.assign(leg(1), client(1), at(0), &none).unwrap();
     // The proxy sends from another address.
-    proxied.assign(leg(2), client(1), at(0), &nobody).unwrap();
+    proxied.assign(leg(2), client(1), at(0), &none).unwrap();
     assert_eq!((proxied.client(&leg(1), at(0)), proxied.client(&leg(2), at(0))), (None, Some(client(1))));
     assert_eq!(proxied.leg_to(&client(1)), Some(leg(2)));
     // The first address is now that of another client.
-    proxied.assign(leg(1), client(2), at(0), &nobody).unwrap();
+    proxied.assign(leg(1), client(2), at(0), &none).unwrap();
     assert_eq!(proxied.leg_to(&client(2)), Some(leg(1)));
     // An allocation that was not made through a proxy keeps its 5-tuple.
     assert_eq!(proxied.assign(leg(1), client(3), at(0), &|_| true), Err(DropReason::ProxyConflict));
@@ -118,7 +135,7 @@ fn a_client_and_its_leg_are_found_by_each_other() {
 #[test]
 fn an_allocation_whose_leg_is_given_to_another_client_waits_for_its_next_header() {
     let mut proxied = Proxied::default();
-    proxied.assign(leg(1), client(1), at(0), &nobody).unwrap();
+    proxied.assign(leg(1), client(1), at(0), &none).unwrap();
     let has_allocation = |tuple: &FiveTuple| *tuple == client(1);
     proxied.assign(leg(1), client(2), at(1), &has_allocation).unwrap();
     assert_eq!((proxied.leg_to(&client(1)), proxied.last_leg_to(&client(1))), (None, Some(leg(1))));
@@ -131,9 +148,9 @@ fn an_allocation_whose_leg_is_given_to_another_client_waits_for_its_next_header(
     proxied.assign(leg(2), client(3), at(4), &has_allocation).unwrap();
     assert_eq!(proxied.tick(at(5), &has_allocation, |_| false), [client(1)]);
     assert!(proxied.is_empty());
-    proxied.assign(leg(1), client(1), at(6), &nobody).unwrap();
+    proxied.assign(leg(1), client(1), at(6), &none).unwrap();
     proxied.assign(leg(1), client(2), at(6), &has_allocation).unwrap();
-    assert_eq!(proxied.tick(at(7), &nobody, |_| true), []);
+    assert_eq!(proxied.tick(at(7), &none, |_| true), []);
     assert_eq!(proxied.last_leg_to(&client(1)), None);
     proxied.check();
 }
