@@ -28,7 +28,7 @@ pub fn client_urls(config: &Config) -> Result<Vec<String>, StartError> {
 
 /// Returns the URIs of the fronts. `actual` returns the address of a front with its actual port.
 pub(super) fn of_fronts(config: &Config, actual: impl Fn(SocketAddr) -> Option<SocketAddr>) -> Vec<String> {
-    // Without a certificate, nobody can use a name; and a front on the port of HTTP is there for its web site.
+    // Without a certificate, no client can use a name; and a front on the port of HTTP is there for its web site.
     let has_url = |front: &&Front| config.tls.is_some() && front.listen.port() != HTTP_PORT;
     let fronts = config.fronts.iter().filter(has_url);
     let urls = fronts.flat_map(|front| {

@@ -12,7 +12,7 @@ use crate::support::client::{Client, Login};
 use crate::support::tls::{ANY, Offer, handshake, session_with};
 use crate::support::{Server, TempDir, config};
 
-/// Returns what the web site answers to bytes that it gets unchanged.
+/// Returns the response of the web site to bytes that it gets unchanged.
 fn echoed(bytes: &[u8]) -> Vec<u8> {
     [GREETING, bytes].concat()
 }

@@ -1,4 +1,4 @@
-//! A web site behind a front: it answers each connection with what it has received.
+//! A web site behind a front: it responds to each connection with what it has received.
 
 use std::io::{Read as _, Write};
 use std::net::{SocketAddr, TcpListener};

@@ -81,7 +81,7 @@ enum Turn {
     #[default]
     Free,
     Of(u64),
-    /// Nobody: other tasks have their share.
+    /// None: other tasks have their share.
     Paused,
 }
 
