@@ -400,6 +400,14 @@ impl Page {
                 "file",
                 self.certificates.iter().map(expiry),
             )?;
+            let start = |own: &PublishedCertificate| (own.file.display().to_string(), own.certificate.not_before);
+            families.gauges(
+                "tls_certificate_not_before_timestamp",
+                "When the validity of a certificate begins, since the Unix epoch",
+                Some(&Unit::Seconds),
+                "file",
+                self.certificates.iter().map(start),
+            )?;
         }
         match &self.acme.status {
             Some(status) => self.acme(status, families),
@@ -411,7 +419,7 @@ impl Page {
         let acme::Published { succeeded, failed, .. } = self.acme;
         families.counters(
             "acme_orders",
-            "Certificates that the server has ordered by itself, by result",
+            "Certificates that the server has ordered, by result",
             None,
             "result",
             [("succeeded", succeeded), ("failed", failed)],
