@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,6 @@ use hyper::header::{DATE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{HeaderMap, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -24,6 +22,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
+use super::connect::connect;
 use super::dates::http_date;
 use super::failure::{Failure, of_problem, text};
 use crate::clock;
@@ -33,8 +32,6 @@ use crate::setting::{TLS_ACME_DIRECTORY, TLS_ACME_DIRECTORY_CA_FILE};
 
 /// The longest time for a request and its response.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
-/// The longest time for a connection to one address.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// The longest response, in bytes. A chain of certificates has a few thousand.
 const MAX_BODY: usize = 256 * 1024;
 /// The longest head of a response, in bytes.
@@ -227,23 +224,6 @@ fn destination(uri: &Uri) -> Result<(String, u16, Uri), NoResponse> {
 /// Returns the host and the port as in a URL: an IPv6 address has brackets (RFC 3986 §3.2.2).
 fn authority(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-/// Connects to one of the addresses of a host.
-async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
-    let addresses: Vec<SocketAddr> = match tokio::net::lookup_host((host, port)).await {
-        Ok(addresses) => addresses.collect(),
-        Err(error) => return Err(format!("the name cannot be resolved ({error}): check the DNS of this machine")),
-    };
-    let mut last = "the name has no address".to_owned();
-    for address in addresses {
-        last = match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok(stream),
-            Ok(Err(error)) => format!("cannot connect to {}: {error}", address.ip()),
-            Err(_) => format!("cannot connect to {} within {} seconds", address.ip(), CONNECT_TIME.as_secs()),
-        };
-    }
-    Err(last)
 }
 
 /// Describes why TLS with the directory failed.

@@ -8,6 +8,7 @@ mod agent;
 mod ari;
 mod challenges;
 mod client;
+mod connect;
 mod dates;
 mod failure;
 mod order;
