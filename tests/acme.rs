@@ -3,6 +3,9 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "acme/back_off.rs"]
+mod back_off;
+#[cfg(test)]
 #[path = "acme/failures.rs"]
 mod failures;
 #[cfg(test)]

@@ -46,6 +46,44 @@ pub fn unreadable_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     account.map_or_else(Vec::new, |account| errors(config, path, &account))
 }
 
+/// Returns why the service cannot write to a directory, with advice; `None` if nothing prevents it, as far as root can see.
+#[must_use]
+pub fn unwritable_directory(directory: &Path, path: Option<&Path>) -> Option<String> {
+    if !geteuid().is_root() {
+        return None;
+    }
+    let unit = unit_text(&UNIT_DIRECTORIES.map(Path::new));
+    path.filter(|path| starts_with_config(&unit, path))?;
+    obstacle_to_writing(&unit, directory)
+}
+
+fn obstacle_to_writing(unit: &str, directory: &Path) -> Option<String> {
+    let words = |key| list(unit, key).into_iter().flat_map(str::split_whitespace);
+    // systemd creates it for the user of the service, at each start.
+    if words("StateDirectory").any(|name| directory.starts_with(Path::new("/var/lib").join(name))) {
+        return None;
+    }
+    let shown = directory.display();
+    if last_value(unit, "ProtectSystem") == Some("strict")
+        && !words("ReadWritePaths").any(|path| directory.starts_with(path.trim_start_matches(['-', '+'])))
+    {
+        return Some(format!(
+            "the sandbox of the unit makes it read-only. Set ReadWritePaths={shown} in a drop-in of the unit (systemctl \
+             edit turnserver), or use /var/lib/turnserver with StateDirectory=turnserver"
+        ));
+    }
+    let account = Account::of_unit(unit)?;
+    // A missing directory is created in the one above.
+    let existing = directory.ancestors().find(|path| path.exists())?;
+    let metadata = fs::metadata(existing).ok()?;
+    let Account { name, group, .. } = &account;
+    (!account.has(&metadata, 2) || !account.has(&metadata, 1)).then(|| {
+        format!(
+            "the user {name} of the service may not write to it. Run `install -d -m 700 -o {name} -g {group} {shown}`"
+        )
+    })
+}
+
 fn errors(config: &Config, path: Option<&Path>, account: &Account) -> Vec<String> {
     let files = config.files.iter().map(|(key, file)| (format!("`{key}`: "), file.as_path()));
     let files = path.map(|path| (String::new(), path)).into_iter().chain(files);
@@ -158,7 +196,7 @@ impl Account {
         (!self.opens(file)).then_some(obstacle)
     }
 
-    /// Whether the permissions of a file contain `bit` for this account: 4 to read, 1 to enter a directory.
+    /// Whether the permissions of a file contain `bit` for this account: 4 to read, 2 to write, 1 to enter a directory.
     fn has(&self, file: &Metadata, bit: u32) -> bool {
         let shift = if file.uid() == self.uid {
             6
@@ -313,6 +351,27 @@ mod tests {
         std::os::unix::fs::chown(&file, None, Some(54_323)).unwrap();
         assert!(other_account(vec![54_322, 54_323]).opens(&file));
         assert!(!other_account(vec![54_322]).opens(&file));
+    }
+
+    #[test]
+    fn a_directory_that_the_sandbox_or_the_permissions_close_cannot_be_written() {
+        if !geteuid().is_root() {
+            return skip("there is no root");
+        }
+        let directory = Directory::new("writing");
+        fs::set_permissions(&directory.0, fs::Permissions::from_mode(0o755)).unwrap();
+        let obstacle = |unit: &str, path: &Path| obstacle_to_writing(unit, path);
+        let (own, shipped) = (directory.0.as_path(), include_str!("../../systemd/turnserver.service"));
+        assert_eq!(obstacle(shipped, Path::new("/var/lib/turnserver")), None);
+        assert!(obstacle(shipped, own).unwrap().contains("Set ReadWritePaths="));
+        let opened = format!("User=nobody\nProtectSystem=strict\nReadWritePaths={}\n", own.display());
+        for path in [own, &own.join("state")] {
+            let closed = obstacle(&opened, path).unwrap();
+            assert!(closed.contains("the user nobody of the service may not write"), "{closed}");
+        }
+        std::os::unix::fs::chown(own, Some(Account::find("nobody", None, &[]).unwrap().uid), None).unwrap();
+        assert_eq!(obstacle(&opened, &own.join("state")), None);
+        assert_eq!(obstacle("User=root\n", own), None);
     }
 
     #[test]

@@ -56,7 +56,8 @@ use service_listeners::{NewServiceListeners, ServiceListeners, ServiceThread};
 use signals::Signals;
 
 pub use crate::net::passed::PassedSockets;
-pub use account::unreadable_files;
+pub use account::{unreadable_files, unwritable_directory};
+pub(crate) use acme::ordered_certificate_fits;
 pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use api::fuzzing::http;

@@ -8,8 +8,8 @@ use turnserver::clock::unix_seconds;
 
 use crate::issue::{Call, isolated};
 use crate::pebble::{
-    DIRECTORY, NAME, Place, Settings, TLS, USUAL, connect, presented, status, trusted, wait_for, wait_for_other,
-    wait_for_state, wait_until,
+    DIRECTORY, NAME, Place, Settings, TLS, USUAL, presented, status, trusted, wait_for, wait_for_other, wait_for_state,
+    wait_until,
 };
 use crate::proxy::{Proxy, Reply};
 use crate::support::client::Client;
@@ -65,8 +65,10 @@ fn a_refused_challenge_says_what_the_authority_has_seen() {
         // Nothing listens there.
         place.point(TWO[1], "127.0.0.2");
         served.reload(&place.config(&TWO, MORE));
-        served.assert_failed(1, "other.example.org was not approved: Failed to connect to 127.0.0.2:443");
-        // Mended, a reload is enough.
+        served.assert_failed(1, "Failed to connect to 127.0.0.2:443");
+        let failed = wait_for(&served.controlled, "acme-failed", 1);
+        assert!(failed.contains("other.example.org was not approved: "), "{failed}");
+        // Once that is corrected, a reload is enough.
         place.point(TWO[1], "127.0.0.1");
         served.controlled.lines(&["reload"]);
         wait_for_other(TLS, NAME, &served.certificate);
@@ -169,7 +171,10 @@ fn an_account_is_kept_if_the_authority_refuses_that_an_order_replaces_a_certific
         let refused = std::sync::Arc::clone(&is_refused);
         let proxy = Proxy::start(&place, move |path| match path {
             "/dir" => Reply::Directory("https://127.0.0.1:14001/renewal"),
-            path if path.starts_with("/renewal/") => Reply::RenewalInfo,
+            path if path.starts_with("/renewal/") => {
+                let (start, end) = crate::proxy::window();
+                Reply::RenewalInfo(start, end)
+            }
             // Once.
             "/order-plz" if refused.swap(false, std::sync::atomic::Ordering::Relaxed) => Reply::Own(
                 403,
@@ -234,6 +239,7 @@ fn a_wrong_clock_stops_orders_and_leaves_the_old_certificate() {
         let controlled = Controlled::start_by(&mut command, &place.config(&[NAME], MORE));
         wait_for(&controlled, "certificate", 1);
         let certificate = presented(TLS, NAME).unwrap();
+        let mut call = Call::begin(Client::on_tls(trusted(&place, TLS, NAME)));
         let set = |seconds: i64| {
             let new = shift.with_extension("new");
             std::fs::write(&new, format!("{seconds:+}\n")).unwrap();
@@ -244,6 +250,7 @@ fn a_wrong_clock_stops_orders_and_leaves_the_old_certificate() {
         controlled.lines(&["reload"]);
         let failed = wait_for(&controlled, "acme-failed", 1);
         assert!(failed.contains("which is 80 d ahead of the clock of the authority: set the clock"), "{failed}");
+        call.relay();
         // Nobody reloads after the clock is set.
         set(0);
         let is_soon = || status(&controlled)["next_try"].as_u64().is_some_and(|next| next <= unix_seconds() + 80);
@@ -253,7 +260,7 @@ fn a_wrong_clock_stops_orders_and_leaves_the_old_certificate() {
         let failed = wait_for(&controlled, "acme-failed", 2);
         assert!(failed.contains("which is the time of this machine: check the clock"), "{failed}");
         assert_eq!(presented(TLS, NAME).unwrap(), certificate);
-        connect(TLS, NAME, None).unwrap();
+        call.relay();
     });
 }
 
@@ -283,7 +290,7 @@ fn a_state_directory_that_cannot_be_written_stops_orders_before_they_are_made() 
 }
 
 #[test]
-fn a_full_disk_stops_an_order_before_it_is_made_and_room_mends_it() {
+fn a_full_disk_stops_an_order_before_it_is_made_and_room_ends_the_failure() {
     isolated(|| {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();

@@ -2,6 +2,7 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
 
 use tokio_rustls::rustls::{self, AlertDescription};
 use turnserver::clock::unix_seconds;
@@ -10,7 +11,7 @@ use crate::pebble::{
     DIRECTORY, NAME, Place, Settings, TLS, USUAL, challenge, connect, files, presented, status, trusted, wait_for,
     wait_for_other, wait_for_state, wait_until,
 };
-use crate::proxy::{Proxy, Reply};
+use crate::proxy::{Gate, Proxy, Reply};
 use crate::support::client::{Client, Login};
 use crate::support::network::in_own_network;
 use crate::support::tls::tcp;
@@ -260,7 +261,10 @@ fn the_authority_chooses_when_the_certificate_is_renewed() {
         let _pebble = place.pebble(USUAL);
         let proxy = Proxy::start(&place, |path| match path {
             "/dir" => Reply::Directory("https://127.0.0.1:14001/renewal"),
-            path if path.starts_with("/renewal/") => Reply::RenewalInfo,
+            path if path.starts_with("/renewal/") => {
+                let (start, end) = crate::proxy::window();
+                Reply::RenewalInfo(start, end)
+            }
             _ => Reply::Forward,
         });
         let controlled = Controlled::start_with(&place.config_at(proxy.directory(), &[NAME], TLS, ""));
@@ -272,6 +276,69 @@ fn the_authority_chooses_when_the_certificate_is_renewed() {
         };
         wait_until(is_in_window, "the renewal is not in the window");
         assert!(proxy.paths().iter().any(|path| path.starts_with("/renewal/") && path.contains('.')));
+    });
+}
+
+// RFC 9773 §4.2 and §5: a window in the past, as before a revocation.
+#[test]
+fn a_certificate_that_the_authority_wants_to_be_replaced_is_renewed_early_under_a_call() {
+    const LIFE: u64 = 45;
+    isolated(|| {
+        let place = Place::new();
+        let _pebble = place.pebble(Settings { life: LIFE, ..USUAL });
+        let proxy = Proxy::start(&place, |path| match path {
+            "/dir" => Reply::Directory("https://127.0.0.1:14001/renewal"),
+            path if path.starts_with("/renewal/") => Reply::RenewalInfo(0, 1),
+            _ => Reply::Forward,
+        });
+        let controlled = Controlled::start_with(&place.config_at(proxy.directory(), &[NAME], TLS, MORE));
+        wait_for(&controlled, "certificate", 1);
+        let from = || controlled.json(&["certificates"])["certificates"][0]["not_before"].as_u64().unwrap();
+        let (first, began) = (presented(TLS, NAME).unwrap(), from());
+        let mut call = Call::begin(Client::on_tls(connect(TLS, NAME, None).unwrap()));
+        let is_renewed = || {
+            call.relay();
+            presented(TLS, NAME).unwrap() != first
+        };
+        wait_until(is_renewed, "the certificate has not been renewed");
+        call.relay();
+        // Without the suggestion, a third of the life would be left.
+        let life = from() - began;
+        assert!((LIFE / 3..LIFE * 3 / 5).contains(&life), "renewed after {life} s");
+        let requests = proxy.requests();
+        let asked = requests.iter().find_map(|request| request.path.strip_prefix("/renewal/")).unwrap();
+        let orders: Vec<_> = requests.iter().filter(|request| request.path == "/order-plz").collect();
+        assert!(!orders[0].payload.contains("replaces"), "{orders:?}");
+        assert!(orders.last().unwrap().payload.contains(&format!("\"replaces\":{asked:?}")), "{asked} {orders:?}");
+        assert_eq!(controlled.events("acme-failed"), 0);
+    });
+}
+
+// A front, or a listener for the other challenge, is set up while the authority checks the name.
+#[test]
+fn an_order_continues_when_listeners_are_added() {
+    isolated(|| {
+        let place = Place::new();
+        let _pebble = place.pebble(USUAL);
+        let gate = Arc::new(Gate::default());
+        let closed = Arc::clone(&gate);
+        let proxy = Proxy::start(&place, move |path| {
+            if path == "/order-plz" {
+                closed.pass();
+            }
+            Reply::Forward
+        });
+        let config = |more: &str| place.config_at(proxy.directory(), &[NAME], TLS, more);
+        let controlled = Controlled::start_with(&config(""));
+        wait_until(|| proxy.count("/order-plz") > 0, "nothing is ordered");
+        let control = format!("[control]\nsocket = {:?}\n", controlled.socket);
+        let more = "contact = \"mailto:a@example.org\"\n[http]\nlisten = [\"127.0.0.1:80\"]\n";
+        controlled.server.write_config(&(config(more) + &control));
+        controlled.lines(&["reload"]);
+        gate.open();
+        wait_for(&controlled, "certificate", 1);
+        trusted(&place, TLS, NAME);
+        assert_eq!(["acme-ordering", "acme-failed"].map(|event| controlled.events(event)), [1, 0]);
     });
 }
 

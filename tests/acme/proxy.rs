@@ -2,9 +2,12 @@
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::thread;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::Value;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,17 +24,27 @@ pub(crate) enum Reply {
     Forward,
     /// Forwards it, and adds the URL of renewal information to the directory.
     Directory(&'static str),
-    /// Renewal information with [`window`].
-    RenewalInfo,
+    /// Renewal information with the start and the end of a window.
+    RenewalInfo(u64, u64),
     /// A status, header fields, and a body.
     Own(u16, &'static str, &'static str),
     /// A body that never ends.
     Endless,
+    /// Nothing, until the client closes the connection.
+    Silence,
 }
 
 /// A running proxy.
 pub(crate) struct Proxy {
-    paths: Arc<Mutex<Vec<String>>>,
+    requests: Arc<Mutex<Vec<Request>>>,
+}
+
+/// What the server has sent.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) path: String,
+    /// What it has signed (RFC 8555 §6.2).
+    pub(crate) payload: String,
 }
 
 type Rule = dyn Fn(&str) -> Reply + Send + Sync;
@@ -48,15 +61,15 @@ impl Proxy {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .unwrap();
-        let (config, rule, paths): (_, Arc<Rule>, _) = (Arc::new(config), Arc::new(rule), Arc::default());
-        let proxy = Self { paths: Arc::clone(&paths) };
+        let (config, rule, requests): (_, Arc<Rule>, _) = (Arc::new(config), Arc::new(rule), Arc::default());
+        let proxy = Self { requests: Arc::clone(&requests) };
         let listener = TcpListener::bind(ADDRESS).unwrap();
         // The network, and with it every connection, ends with the test. The thread ends with the process.
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (config, rule, paths) = (Arc::clone(&config), Arc::clone(&rule), Arc::clone(&paths));
+                let (config, rule, requests) = (Arc::clone(&config), Arc::clone(&rule), Arc::clone(&requests));
                 // An error concerns this connection only.
-                thread::spawn(move || serve(stream, config, &*rule, &paths));
+                thread::spawn(move || serve(stream, config, &*rule, &requests));
             }
         });
         proxy
@@ -68,7 +81,35 @@ impl Proxy {
 
     /// Returns the paths of all requests so far.
     pub(crate) fn paths(&self) -> Vec<String> {
-        self.paths.lock().unwrap().clone()
+        self.requests().into_iter().map(|request| request.path).collect()
+    }
+
+    /// Returns all requests so far.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    /// Returns the number of requests with a path.
+    pub(crate) fn count(&self, path: &str) -> usize {
+        self.paths().iter().filter(|own| *own == path).count()
+    }
+}
+
+/// Holds up requests until it is opened.
+#[derive(Default)]
+pub(crate) struct Gate {
+    is_open: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    pub(crate) fn pass(&self) {
+        drop(self.opened.wait_while(self.is_open.lock().unwrap(), |is_open| !*is_open).unwrap());
+    }
+
+    pub(crate) fn open(&self) {
+        *self.is_open.lock().unwrap() = true;
+        self.opened.notify_all();
     }
 }
 
@@ -84,7 +125,7 @@ fn rfc3339(unix: u64) -> String {
     String::from_utf8(output.unwrap().stdout).unwrap().trim().to_owned()
 }
 
-fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, paths: &Mutex<Vec<String>>) -> io::Result<()> {
+fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, requests: &Mutex<Vec<Request>>) -> io::Result<()> {
     let mut stream = BufReader::new(StreamOwned::new(ServerConnection::new(config).unwrap(), stream));
     let mut head = String::new();
     let mut length = 0;
@@ -104,7 +145,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, paths: &Mute
     let mut body = vec![0; length];
     stream.read_exact(&mut body)?;
     let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
-    paths.lock().unwrap().push(path.clone());
+    requests.lock().unwrap().push(Request { path: path.clone(), payload: payload(&body) });
     let mut client = stream.into_inner();
     let own = |status: u16, fields: &str, body: &str| {
         format!(
@@ -114,8 +155,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, paths: &Mute
     };
     match rule(&path) {
         Reply::Own(status, fields, body) => client.write_all(own(status, fields, body).as_bytes())?,
-        Reply::RenewalInfo => {
-            let (start, end) = window();
+        Reply::RenewalInfo(start, end) => {
             let window = format!(r#"{{"suggestedWindow":{{"start":"{}","end":"{}"}}}}"#, rfc3339(start), rfc3339(end));
             client.write_all(own(200, "Retry-After: 3600\r\n", &window).as_bytes())?;
         }
@@ -125,6 +165,7 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, paths: &Mute
             // Until the client closes the connection.
             while client.write_all(chunk.as_bytes()).is_ok() {}
         }
+        Reply::Silence => drop(client.read(&mut [0])?),
         reply => {
             let response = forward(&head, &body)?;
             match reply {
@@ -140,6 +181,13 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, paths: &Mute
     }
     client.conn.send_close_notify();
     client.flush()
+}
+
+/// Returns the payload of a signed request; empty without one.
+fn payload(body: &[u8]) -> String {
+    let signed: Value = serde_json::from_slice(body).unwrap_or_default();
+    let payload = URL_SAFE_NO_PAD.decode(signed["payload"].as_str().unwrap_or_default()).unwrap();
+    String::from_utf8(payload).unwrap()
 }
 
 /// Returns the response of pebble.

@@ -3,17 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use instant_acme::{Account, ExternalAccountKey, NewAccount};
+use instant_acme::Account;
 use tokio::sync::watch;
 
+use super::account::{account, new_account};
+use super::back_off::BackOff;
 use super::challenges::ChallengeSender;
 use super::client::Client;
 use super::failure::{Failure, Kind, text};
 use super::order::{Issued, Request};
 use super::schedule::{self, HOUR, MINUTE, Window};
 use super::status::{Published, State, Status};
-use super::store::{Store, StoredCertificate, is_for};
-use super::{Settings, ari};
+use super::store::{Store, StoredCertificate};
+use super::{Settings, ari, same_names};
 use crate::auth::HumanSeconds;
 use crate::clock;
 use crate::config::{Acme, AcmeChallenge};
@@ -39,6 +41,8 @@ pub(super) struct Agent {
     pub(super) settings: watch::Receiver<Option<Arc<Settings>>>,
     pub(super) sender: ChallengeSender,
     pub(super) published: watch::Sender<Published>,
+    /// Whether the operator has loaded the next settings: those of a start may be one of many after crashes.
+    pub(super) is_reloaded: bool,
 }
 
 /// What a message from control changes.
@@ -54,44 +58,51 @@ enum Change {
 impl Agent {
     /// Runs until control ends.
     pub(super) async fn run(mut self) {
+        let mut earlier: Option<Managed> = None;
         loop {
             let settings = self.settings.borrow_and_update().clone();
+            let is_reloaded = std::mem::replace(&mut self.is_reloaded, true);
             let Some(settings) = settings else {
+                earlier = None;
                 self.published.send_modify(|published| published.status = None);
                 if self.settings.changed().await.is_err() {
                     return;
                 }
                 continue;
             };
-            if !self.follow(&settings).await {
+            let mut certificate = match earlier.take() {
+                Some(earlier) => earlier.with(settings),
+                None => Managed::new(settings, self.sender.clone(), is_reloaded),
+            };
+            if !self.follow(&mut certificate).await {
                 return;
             }
+            earlier = Some(certificate);
         }
     }
 
-    /// Follows these settings until there are others. Returns `false` if control has ended.
-    async fn follow(&mut self, settings: &Settings) -> bool {
-        let mut certificate = Managed::new(settings, self.sender.clone());
-        certificate.last_success = self.published.borrow().status.as_ref().and_then(|before| before.last_success);
+    /// Follows the settings of a certificate until there are others. Returns `false` if control has ended.
+    async fn follow(&mut self, certificate: &mut Managed) -> bool {
+        let settings = Arc::clone(&certificate.settings);
+        let last_success = self.published.borrow().status.as_ref().and_then(|before| before.last_success);
+        certificate.last_success = certificate.last_success.or(last_success);
         let mut is_announced = false;
         loop {
             let now = clock::unix_seconds();
             certificate.follow_clock(now);
             if let Err(failure) = certificate.prepare(now) {
-                certificate.record(Err(failure), now);
+                certificate.record_closed(failure, now);
                 self.published.send_modify(|published| published.failed += 1);
             }
             let due = certificate.due(now);
             if due > now {
                 self.publish(certificate.status(due));
-                if !std::mem::replace(&mut is_announced, true) && certificate.failures == 0 {
+                if !std::mem::replace(&mut is_announced, true) && certificate.back_off.failures == 0 {
                     certificate.log_waiting(due);
                 }
                 if certificate.wants_suggestion(now) {
-                    // It has no effect on a failure, because there is none.
-                    let mut is_reloaded = false;
                     tokio::select! {
-                        change = other_settings(&mut self.settings, settings, &mut is_reloaded) => {
+                        change = other_settings(&mut self.settings, &settings) => {
                             return !matches!(change, Change::End);
                         }
                         () = certificate.ask(now) => continue,
@@ -99,7 +110,7 @@ impl Agent {
                 }
                 let sleep = Duration::from_secs((due - now).min(LONGEST_SLEEP));
                 tokio::select! {
-                    change = change(&mut self.settings, settings) => match change {
+                    change = change(&mut self.settings, &settings) => match change {
                         Change::None => certificate.retry(),
                         Change::Settings => return true,
                         Change::End => return false,
@@ -110,13 +121,18 @@ impl Agent {
             }
             is_announced = true;
             self.publish(certificate.status(due));
+            let challenge = certificate.challenge();
             let mut is_reloaded = false;
             let result = tokio::select! {
                 // A certificate that is no longer wanted is not ordered.
-                change = other_settings(&mut self.settings, settings, &mut is_reloaded) => {
-                    // The order has ended without its last step.
+                change = end_of_order(&mut self.settings, &settings, challenge, &mut is_reloaded) => {
+                    if matches!(change, Change::End) {
+                        return false;
+                    }
+                    // The order has ended without its last step, and it is not a failure.
                     self.sender.publish(Arc::default()).await;
-                    return !matches!(change, Change::End);
+                    certificate.keep_back_off();
+                    return true;
                 }
                 result = tokio::time::timeout(ORDER_TIME, certificate.order()) => result,
             };
@@ -127,7 +143,7 @@ impl Agent {
             let succeeded = result.is_ok();
             certificate.record(result, clock::unix_seconds());
             if is_reloaded {
-                // The operator may have mended the reason of the failure meanwhile.
+                // The operator may have removed the cause of the failure meanwhile.
                 certificate.retry();
             }
             self.published.send_modify(
@@ -135,6 +151,9 @@ impl Agent {
                     if succeeded { published.succeeded += 1 } else { published.failed += 1 }
                 },
             );
+            if self.settings.borrow().as_ref() != Some(&settings) {
+                return true;
+            }
         }
     }
 
@@ -152,23 +171,40 @@ async fn change(settings: &mut watch::Receiver<Option<Arc<Settings>>>, present: 
     if is_same { Change::None } else { Change::Settings }
 }
 
-/// Waits until control wants something else. Sets `is_reloaded` if the operator reloads the configuration meanwhile.
-async fn other_settings(
-    settings: &mut watch::Receiver<Option<Arc<Settings>>>,
-    present: &Settings,
-    is_reloaded: &mut bool,
-) -> Change {
+/// Waits until control wants something else.
+async fn other_settings(settings: &mut watch::Receiver<Option<Arc<Settings>>>, present: &Settings) -> Change {
     loop {
         match change(settings, present).await {
-            Change::None => *is_reloaded = true,
+            // It is about a failure, and there is none.
+            Change::None => {}
             other => return other,
         }
     }
 }
 
+/// Waits until control no longer wants a running order with this challenge. Sets `is_reloaded` if the operator reloads the
+/// configuration meanwhile.
+async fn end_of_order(
+    settings: &mut watch::Receiver<Option<Arc<Settings>>>,
+    begun: &Settings,
+    challenge: AcmeChallenge,
+    is_reloaded: &mut bool,
+) -> Change {
+    loop {
+        match change(settings, begun).await {
+            Change::None => {}
+            // Listeners that were opened or closed do not matter.
+            Change::Settings
+                if settings.borrow().as_ref().is_some_and(|settings| settings.permits(begun, challenge)) => {}
+            other => return other,
+        }
+        *is_reloaded = true;
+    }
+}
+
 /// The certificate that some settings want.
-struct Managed<'s> {
-    settings: &'s Settings,
+struct Managed {
+    settings: Arc<Settings>,
     sender: ChallengeSender,
     /// `None` until the state directory could be opened.
     store: Option<Store>,
@@ -176,16 +212,14 @@ struct Managed<'s> {
     certificate: Option<StoredCertificate>,
     /// A certificate that could not be written. It is not ordered again.
     unsaved: Option<Issued>,
-    /// The failures since the last success.
-    failures: u32,
+    /// The wait after failures.
+    back_off: BackOff,
+    /// Whether the failures are about opening the state directory.
+    is_closed: bool,
+    /// Whether the operator wants an order at once.
+    is_reloaded: bool,
     /// The failures since the last success or reload: each one moves on to the next challenge.
     tried: usize,
-    /// When the next order is made after a failure.
-    retry_at: u64,
-    /// The time from the failure to the next order.
-    wait: u64,
-    /// Whether the authority has chosen that time.
-    is_demanded: bool,
     /// No certificate is ordered earlier.
     not_before: u64,
     /// What the authority suggests, and when it is asked again.
@@ -196,64 +230,120 @@ struct Managed<'s> {
     /// Whether the account has been made anew. That happens once.
     account_renewed: bool,
     last_success: Option<u64>,
-    last_error: Option<(u64, String)>,
 }
 
-impl<'s> Managed<'s> {
-    fn new(settings: &'s Settings, sender: ChallengeSender) -> Self {
+impl Managed {
+    fn new(settings: Arc<Settings>, sender: ChallengeSender, is_reloaded: bool) -> Self {
         Self {
             settings,
             sender,
             store: None,
             certificate: None,
             unsaved: None,
-            failures: 0,
+            back_off: BackOff::default(),
+            is_closed: false,
+            is_reloaded,
             tried: 0,
-            retry_at: 0,
-            wait: 0,
-            is_demanded: false,
             not_before: 0,
             suggested: None,
             ask_at: 0,
             fraction: random_fraction(),
             account_renewed: false,
             last_success: None,
-            last_error: None,
         }
     }
 
-    fn acme(&self) -> &'s Acme {
+    /// Follows other settings, which the operator has loaded. If they want the same certificate from the same authority,
+    /// what is known about it stays known.
+    fn with(mut self, settings: Arc<Settings>) -> Self {
+        let (old, new) = (&self.settings.acme, &settings.acme);
+        if old.directory != new.directory || !same_names(&old.domains, &new.domains) {
+            return Self::new(settings, self.sender, true);
+        }
+        if old.state_directory != new.state_directory {
+            (self.store, self.certificate) = (None, None);
+        }
+        self.settings = settings;
+        self.account_renewed = false;
+        self.retry();
+        self
+    }
+
+    fn acme(&self) -> &Acme {
         &self.settings.acme
     }
 
     /// Brings the times of waits into reach, in case that the clock was ahead when they were chosen.
     fn follow_clock(&mut self, now: u64) {
-        self.retry_at = self.retry_at.min(now + self.wait);
+        self.back_off.follow_clock(now);
         self.not_before = self.not_before.min(now + schedule::LONGEST_INTERVAL);
         self.ask_at = self.ask_at.min(now + schedule::LONGEST_ARI_INTERVAL);
     }
 
-    /// Opens the state directory if a certificate has to be ordered and it is not open.
+    /// Opens the state directory if it is not open, and reads it.
     fn prepare(&mut self, now: u64) -> Result<(), Failure> {
-        if self.store.is_none() && self.due(now) <= now {
-            let store = Store::open(self.acme())?;
-            self.read_certificate(&store)?;
-            self.store = Some(store);
-            // Those failures were about the directory.
-            (self.failures, self.tried, self.last_error) = (0, 0, None);
+        if self.store.is_some() || self.is_closed && self.due(now) > now {
+            return Ok(());
         }
+        let store = Store::open(self.acme())?;
+        self.read_certificate(&store)?;
+        if std::mem::take(&mut self.is_closed) {
+            (self.back_off, self.tried) = (BackOff::default(), 0);
+        }
+        if self.back_off.failures == 0
+            && let Some(back_off) = store.back_off(self.acme())
+        {
+            self.continue_wait(back_off, now);
+        }
+        self.store = Some(store);
         Ok(())
+    }
+
+    /// Continues a wait that began before the start. Only a reload ends it: a start may be one of many after crashes.
+    fn continue_wait(&mut self, back_off: BackOff, now: u64) {
+        let failed_at = back_off.last_error.as_ref().map_or(0, |(at, _)| *at);
+        // The server ended after it had written the certificate.
+        if self.certificate.as_ref().is_some_and(|own| own.written >= failed_at) {
+            return;
+        }
+        self.tried = usize::try_from(back_off.failures).unwrap_or_default();
+        self.back_off = back_off;
+        if self.is_reloaded {
+            self.retry();
+        }
+        self.follow_clock(now);
+        if self.back_off.retry_at > now {
+            tracing::warn!(
+                event = "acme-back-off",
+                names = self.acme().domains.join(", "),
+                directory = self.acme().directory,
+                error = self.back_off.last_error.as_ref().map(|(_, error)| error.as_str()).unwrap_or_default(),
+                failures = self.back_off.failures,
+                next = date(self.back_off.retry_at),
+                "the last order failed before the start. The server tries again in {}{}",
+                HumanSeconds(self.back_off.retry_at - now),
+                self.or_earlier()
+            );
+        }
+    }
+
+    /// Returns what else ends a wait after a failure, as the end of a sentence.
+    fn or_earlier(&self) -> &'static str {
+        if self.back_off.is_demanded { ", as the authority demands" } else { ", or at a reload" }
     }
 
     /// Returns whether it is time to ask the authority when it suggests to renew the certificate.
     fn wants_suggestion(&self, now: u64) -> bool {
-        self.certificate.is_some() && self.failures == 0 && now >= self.ask_at
+        self.certificate.is_some() && self.back_off.failures == 0 && now >= self.ask_at
     }
 
     fn read_certificate(&mut self, store: &Store) -> Result<(), Failure> {
         self.certificate = store.certificate()?.filter(|stored| stored.fits(self.acme()));
-        // It is at most a little later.
-        self.last_success = self.last_success.or(self.certificate.as_ref().map(|stored| stored.validity.from));
+        if let Some(stored) = &self.certificate {
+            self.last_success = self.last_success.or(Some(stored.written));
+            let next = stored.written.saturating_add(schedule::shortest_interval(stored.validity));
+            self.not_before = self.not_before.max(next);
+        }
         Ok(())
     }
 
@@ -280,8 +370,8 @@ impl<'s> Managed<'s> {
 
     /// Returns when a certificate has to be ordered.
     fn due(&self, now: u64) -> u64 {
-        if self.failures > 0 {
-            return self.retry_at;
+        if self.back_off.failures > 0 {
+            return self.back_off.retry_at;
         }
         match &self.certificate {
             Some(certificate) if now <= certificate.validity.to => {
@@ -294,9 +384,20 @@ impl<'s> Managed<'s> {
     /// Makes the next order at once, unless the authority has chosen another time.
     fn retry(&mut self) {
         self.tried = 0;
-        if !self.is_demanded {
-            self.retry_at = 0;
-        }
+        self.back_off.end();
+    }
+
+    /// Writes the wait after failures as it is.
+    fn keep_back_off(&self) {
+        let Some(Err(failure)) = self.store.as_ref().map(|store| store.keep_back_off(&self.back_off, self.acme()))
+        else {
+            return;
+        };
+        tracing::warn!(
+            event = "acme-back-off-unsaved",
+            error = failure.message,
+            "the wait for the next order could not be written, so that a restart changes it"
+        );
     }
 
     fn status(&self, due: u64) -> Status {
@@ -304,7 +405,7 @@ impl<'s> Managed<'s> {
         Status {
             domains: self.acme().domains.clone(),
             directory: self.acme().directory.clone(),
-            state: match self.failures {
+            state: match self.back_off.failures {
                 _ if is_due => State::Ordering,
                 0 => State::Waiting,
                 _ => State::Failed,
@@ -312,8 +413,8 @@ impl<'s> Managed<'s> {
             expires: self.certificate.as_ref().map(|certificate| certificate.validity.to),
             next_try: (!is_due).then_some(due),
             last_success: self.last_success,
-            last_error: self.last_error.clone(),
-            failures: self.failures,
+            last_error: self.back_off.last_error.clone(),
+            failures: self.back_off.failures,
         }
     }
 
@@ -323,17 +424,23 @@ impl<'s> Managed<'s> {
             names = self.acme().domains.join(", "),
             directory = self.acme().directory,
             next = date(due),
-            "the server renews its certificate by itself"
+            "the server renews its certificate itself"
         );
     }
 
     /// Orders a certificate and keeps it.
     async fn order(&mut self) -> Result<(), Failure> {
-        let acme = self.acme();
+        let settings = Arc::clone(&self.settings);
+        let acme = &settings.acme;
         let Some(store) = &self.store else { return Err(Failure::new("the state directory is not open")) };
         // Before anything is ordered, so that no certificate is lost.
         let reserved = store.reserve()?;
         if self.unsaved.is_none() {
+            // A crash counts as a failure, so that a server which crashes again and again does not order again and again.
+            let mut unfinished = self.back_off.clone();
+            let now = clock::unix_seconds();
+            unfinished.add(&Failure::new("the server ended before the order did"), now, self.left(now), self.fraction);
+            store.keep_back_off(&unfinished, acme)?;
             let message = if self.certificate.is_some() {
                 "ordering a certificate; the present one stays in use until then"
             } else {
@@ -393,7 +500,7 @@ impl<'s> Managed<'s> {
 
     async fn issue_for(&self, client: &Client, account: &Account) -> Result<Issued, Failure> {
         check_clock(client.ahead())?;
-        let replaced = self.certificate.as_ref().filter(|_| self.suggested.is_some() && self.failures == 0);
+        let replaced = self.certificate.as_ref().filter(|_| self.suggested.is_some() && self.back_off.failures == 0);
         let request = Request {
             client,
             account,
@@ -420,13 +527,13 @@ impl<'s> Managed<'s> {
             Failure::new(format!("the authority has issued a certificate that cannot be used: {error}"))
         })?;
         // With other names, it would be ordered again at once.
-        if !is_for(&certificate.names, &self.acme().domains) {
+        if !same_names(&certificate.names, &self.acme().domains) {
             return Err(Failure::new(format!(
                 "the authority has issued a certificate for other names: {}",
                 text(&certificate.all_names())
             )));
         }
-        // A clock that is a little late mends itself: the certificate is in use when it is valid.
+        // The clock may be a little late: the certificate is in use as soon as it is valid.
         if certificate.not_before > now + MAX_SKEW || certificate.not_after < now {
             return Err(Failure::new(format!(
                 "the authority has issued a certificate that is valid from {} to {}, but the clock of this machine shows \
@@ -439,86 +546,62 @@ impl<'s> Managed<'s> {
         Ok(())
     }
 
+    /// Returns the life that the certificate has left; `None` if there is none that has not expired.
+    fn left(&self, now: u64) -> Option<u64> {
+        self.certificate.as_ref().and_then(|own| own.validity.to.checked_sub(now))
+    }
+
+    /// Records and logs that the state directory could not be opened.
+    fn record_closed(&mut self, failure: Failure, now: u64) {
+        self.is_closed = true;
+        self.record_failure(&failure, now);
+    }
+
     /// Records and logs the result of an order.
     fn record(&mut self, result: Result<(), Failure>, now: u64) {
         match result {
             Ok(()) => {
-                (self.failures, self.last_error, self.account_renewed) = (0, None, false);
-                self.tried = 0;
+                (self.back_off, self.account_renewed, self.tried) = (BackOff::default(), false, 0);
                 (self.suggested, self.ask_at) = (None, now);
                 (self.fraction, self.last_success) = (random_fraction(), Some(now));
                 self.not_before =
                     now + self.certificate.as_ref().map_or(MINUTE, |own| schedule::shortest_interval(own.validity));
+                self.keep_back_off();
                 tracing::info!(
                     event = "acme-ordered",
                     names = self.acme().domains.join(", "),
                     directory = self.acme().directory,
                     next = date(self.due(now)),
-                    "the authority has issued a certificate; it is renewed by itself"
+                    "the authority has issued a certificate; the server renews it in time"
                 );
             }
             Err(failure) => {
-                self.account_renewed |= failure.kind == Kind::AccountGone;
-                self.failures = self.failures.saturating_add(1);
-                self.tried = self.tried.wrapping_add(1);
-                let left = self.certificate.as_ref().and_then(|own| own.validity.to.checked_sub(now));
-                let wait = schedule::wait(self.failures, failure.wait, left, self.fraction);
-                self.is_demanded = failure.wait.is_some_and(|demanded| demanded > MINUTE);
-                (self.retry_at, self.wait) = (now + wait, wait);
-                let or = if self.is_demanded { ", as the authority demands" } else { ", or at a reload" };
-                tracing::warn!(
-                    event = "acme-failed",
-                    names = self.acme().domains.join(", "),
-                    directory = self.acme().directory,
-                    error = failure.message,
-                    failures = self.failures,
-                    next = date(self.retry_at),
-                    "no certificate was ordered ({TLS_ACME}). The server tries again in {}{or}. The present certificate, \
-                     if there is one, stays in use",
-                    HumanSeconds(wait)
-                );
-                self.last_error = Some((now, failure.message));
+                self.record_failure(&failure, now);
+                // If nothing can be written, the failure has said it.
+                if failure.kind != Kind::Unwritable {
+                    self.keep_back_off();
+                }
             }
         }
     }
-}
 
-/// Returns the account of this server with the authority, which is made if there is none.
-async fn account(client: &Client, store: &Store, acme: &Acme) -> Result<Account, Failure> {
-    let failed = |error| client.failure(&error);
-    let builder = Account::builder_with_http(Box::new(client.clone()));
-    let contact: Vec<&str> = acme.contact.as_deref().into_iter().collect();
-    if let Some(stored) = store.account(&acme.directory)? {
-        let account = builder.from_credentials(stored.credentials).await.map_err(failed)?;
-        if stored.contact != acme.contact {
-            account.update_contacts(&contact).await.map_err(failed)?;
-            if let Some(stored) = store.account(&acme.directory)? {
-                store.keep_account(&acme.directory, &stored.credentials, acme.contact.as_deref())?;
-            }
-        }
-        return Ok(account);
+    fn record_failure(&mut self, failure: &Failure, now: u64) {
+        self.account_renewed |= failure.kind == Kind::AccountGone;
+        self.tried = self.tried.wrapping_add(1);
+        self.back_off.add(failure, now, self.left(now), self.fraction);
+        tracing::warn!(
+            event = "acme-failed",
+            names = self.acme().domains.join(", "),
+            directory = self.acme().directory,
+            error = failure.message,
+            failures = self.back_off.failures,
+            next = date(self.back_off.retry_at),
+            "no certificate was ordered ({TLS_ACME}). The server tries again in {}{}. The present certificate, if there is \
+             one, stays in use",
+            HumanSeconds(self.back_off.wait),
+            self.or_earlier()
+        );
     }
-    new_account(client, store, acme).await
-}
-
-/// Makes an account for this server with the authority, and keeps it in place of an earlier one.
-async fn new_account(client: &Client, store: &Store, acme: &Acme) -> Result<Account, Failure> {
-    let failed = |error| client.failure(&error);
-    let builder = Account::builder_with_http(Box::new(client.clone()));
-    let contact: Vec<&str> = acme.contact.as_deref().into_iter().collect();
-    let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
-    let external = acme.external_account.as_ref();
-    let external = external.map(|own| ExternalAccountKey::new(own.key_id.clone(), own.key.as_bytes()));
-    let created = builder.create(&new, acme.directory.clone(), external.as_ref()).await;
-    let (account, credentials) =
-        created.map_err(|error| failed(error).context("the authority has made no account for this server"))?;
-    store.keep_account(&acme.directory, &credentials, acme.contact.as_deref())?;
-    tracing::info!(
-        event = "acme-account",
-        directory = acme.directory,
-        "the authority has made an account for this server"
-    );
-    Ok(account)
 }
 
 /// Checks the clock of this machine against that of the authority.
@@ -540,80 +623,4 @@ fn random_fraction() -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_clock_that_differs_from_that_of_the_authority_by_more_than_an_hour_stops_an_order() {
-        for ahead in [None, Some(0), Some(3_600), Some(-3_600)] {
-            assert_eq!(check_clock(ahead), Ok(()), "{ahead:?}");
-        }
-        let message = |ahead| check_clock(Some(ahead)).unwrap_err().message;
-        assert!(
-            message(60 * 86_400).contains("which is 60 d ahead of the clock of the authority"),
-            "{}",
-            message(5_184_000)
-        );
-        assert!(message(i64::MIN).contains(" behind the clock of the authority: set the clock"));
-    }
-
-    #[test]
-    fn a_clock_that_was_ahead_does_not_put_off_the_next_order_after_it_is_set() {
-        const NOW: u64 = 1_800_000_000;
-        let ahead = NOW + 60 * 86_400;
-        let settings = settings();
-        let mut certificate = Managed::new(&settings, ChallengeSender::new().0);
-        certificate.record(Err(Failure::new("the clock is wrong")), ahead);
-        certificate.follow_clock(NOW);
-        let due = certificate.due(NOW);
-        assert!((NOW + 60..=NOW + 75).contains(&due), "{due}");
-        // The time passes.
-        certificate.follow_clock(NOW + 30);
-        assert_eq!(certificate.due(NOW + 30), due);
-        certificate.record(Ok(()), ahead);
-        certificate.follow_clock(NOW);
-        assert!(certificate.due(NOW) <= NOW + HOUR && certificate.ask_at <= NOW + 24 * HOUR);
-    }
-
-    #[test]
-    fn a_certificate_that_is_valid_a_moment_later_is_kept() {
-        const NOW: u64 = 1_800_000_000;
-        let (settings, authority) = (settings(), crate::test_certificates::Authority::new(NOW));
-        let certificate = Managed::new(&settings, ChallengeSender::new().0);
-        let check = |from: u64, to: u64| {
-            let issued = authority.issue_for(&["turn.example.org"], from, to);
-            let chain = authority.chain(&issued);
-            certificate.check(&Issued { chain, key: issued.key.clone().into() }, NOW)
-        };
-        assert_eq!(check(NOW - 60, NOW + 60), Ok(()));
-        assert_eq!(check(NOW + 1, NOW + 86_400), Ok(()));
-        assert_eq!(check(NOW + MAX_SKEW, NOW + 86_400), Ok(()));
-        assert!(check(NOW + MAX_SKEW + 1, NOW + 86_400).is_err());
-        assert!(check(NOW - 60, NOW - 1).is_err());
-    }
-
-    // A proxy in the way, for example: the next try goes to the other challenge, and a reload begins with the first one.
-    #[test]
-    fn each_failure_moves_on_to_the_next_challenge_until_a_reload() {
-        let settings = settings();
-        let mut certificate = Managed::new(&settings, ChallengeSender::new().0);
-        assert_eq!(certificate.challenge(), AcmeChallenge::TlsAlpn01);
-        certificate.record(Err(Failure::new("refused")), 1_800_000_000);
-        assert_eq!(certificate.challenge(), AcmeChallenge::Http01);
-        certificate.retry();
-        assert_eq!(certificate.challenge(), AcmeChallenge::TlsAlpn01);
-    }
-
-    fn settings() -> Settings {
-        let acme = Acme {
-            domains: vec!["turn.example.org".to_owned()],
-            contact: None,
-            directory: "https://acme.example.org/directory".to_owned(),
-            directory_ca: None,
-            external_account: None,
-            challenge: AcmeChallenge::Auto,
-            state_directory: "/nonexistent".into(),
-        };
-        Settings { acme, challenges: vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01] }
-    }
-}
+mod tests;

@@ -27,6 +27,8 @@ pub(super) enum Kind {
     AccountGone,
     /// The authority has refused several nonces, one after the other (RFC 8555 §6.5). Another order has others.
     BadNonce,
+    /// Nothing can be written to the state directory.
+    Unwritable,
 }
 
 impl Failure {
@@ -52,6 +54,17 @@ const TYPE: &str = "urn:ietf:params:acme:error:";
 
 /// Returns the failure that a problem document (RFC 7807) describes. `wait` is what the response demands.
 pub(super) fn of_problem(problem: &Problem, wait: Option<u64>) -> Failure {
+    described(problem, wait, advice)
+}
+
+/// Returns the failure that the problem document of a challenge describes.
+pub(super) fn of_challenge(problem: &Problem, wait: Option<u64>) -> Failure {
+    // RFC 8555 §8: a wrong response to a challenge gets `unauthorized`, too. It is not about the account.
+    let advice = |kind: &str| advice(if kind == "unauthorized" { "incorrectResponse" } else { kind });
+    Failure { kind: Kind::Other, ..described(problem, wait, advice) }
+}
+
+fn described(problem: &Problem, wait: Option<u64>, advice: impl Fn(&str) -> Option<&'static str>) -> Failure {
     let kind = problem.r#type.as_deref().unwrap_or_default();
     let kind = kind.strip_prefix(TYPE).unwrap_or(kind);
     let mut message = String::new();
@@ -141,5 +154,15 @@ mod tests {
         assert_eq!(kind(r#"{"type":"urn:ietf:params:acme:error:accountDoesNotExist"}"#), Kind::AccountGone);
         assert_eq!(kind(r#"{"type":"urn:ietf:params:acme:error:unauthorized","status":401}"#), Kind::AccountGone);
         assert_eq!(kind(r#"{"type":"urn:ietf:params:acme:error:connection"}"#), Kind::Other);
+    }
+
+    // Let's Encrypt sends this if a proxy in front terminates TLS, for example.
+    #[test]
+    fn a_wrong_response_to_a_challenge_is_not_about_the_account() {
+        let json = r#"{"type":"urn:ietf:params:acme:error:unauthorized","detail":"Incorrect validation certificate"}"#;
+        let failure = of_challenge(&problem(json), None);
+        assert_eq!(failure.kind, Kind::Other);
+        assert!(failure.message.starts_with("the authority got something other than the response"), "{failure}");
+        assert!(!of_problem(&problem(json), None).message.contains("response"));
     }
 }

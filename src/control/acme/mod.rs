@@ -1,11 +1,13 @@
-//! The certificate that the server orders and renews by itself (RFC 8555), on a thread of its own: it waits for names to
-//! be resolved and for disks, which must hold up neither packets nor control.
+//! The certificate that the server orders and renews (RFC 8555), on a thread of its own: it waits for names to be
+//! resolved and for disks, which must hold up neither packets nor control.
 //!
 //! The certificate goes into a file of the state directory, which `tls` polls like any other one. So a new certificate
 //! takes the way of every replacement, and an old one stays in use until then.
 
+mod account;
 mod agent;
 mod ari;
+mod back_off;
 mod challenges;
 mod client;
 mod connect;
@@ -42,6 +44,29 @@ impl Settings {
         let challenges = acme.challenge.of_listeners(&config.listen, &config.http, &config.fronts);
         Some(Self { acme, challenges })
     }
+
+    /// Returns whether an order that was begun with other settings, and this challenge, can continue with these.
+    fn permits(&self, begun: &Self, challenge: AcmeChallenge) -> bool {
+        let wanted = |acme: &config::Acme| config::Acme {
+            // The next order uses them.
+            contact: None,
+            challenge: AcmeChallenge::Auto,
+            ..acme.clone()
+        };
+        wanted(&self.acme) == wanted(&begun.acme) && self.challenges.contains(&challenge)
+    }
+}
+
+/// Returns whether the certificate in the state directory is the one that `acme` wants, apart from its validity. `None` if
+/// there is none that this user can read.
+pub(crate) fn ordered_certificate_fits(acme: &config::Acme) -> Option<bool> {
+    store::read_certificate(&acme.files().certificate).ok()?.map(|stored| stored.fits(acme))
+}
+
+/// Returns whether two lists have the same names.
+fn same_names(one: &[String], other: &[String]) -> bool {
+    let contains = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
+    one.iter().all(|name| contains(other, name)) && other.iter().all(|name| contains(one, name))
 }
 
 /// The thread `acme`, which runs from the first configuration with `[tls.acme]` until the process ends.
@@ -52,6 +77,8 @@ pub(super) struct Acme {
     published: watch::Receiver<Published>,
     /// Until the thread is started.
     agent: Option<Agent>,
+    /// Whether there was an earlier configuration.
+    is_reloaded: bool,
 }
 
 impl Acme {
@@ -59,15 +86,17 @@ impl Acme {
         let (settings, received) = watch::channel(None);
         let (sender, pending) = ChallengeSender::new();
         let (publisher, published) = watch::channel(Published::default());
-        let agent = Agent { settings: received, sender, published: publisher };
-        Self { settings, pending, published, agent: Some(agent) }
+        let agent = Agent { settings: received, sender, published: publisher, is_reloaded: false };
+        Self { settings, pending, published, agent: Some(agent), is_reloaded: false }
     }
 
-    /// Follows a configuration. If the last order has failed, the next one is made at once.
+    /// Follows the configuration of the start, and then each one that the operator loads: if the last order has failed, the
+    /// next one is made at once.
     pub(super) fn configure(&mut self, config: &Config) {
         let settings = Settings::of(config).map(Arc::new);
+        let is_reloaded = std::mem::replace(&mut self.is_reloaded, true);
         if settings.is_some()
-            && let Some(agent) = self.agent.take()
+            && let Some(agent) = self.agent.take().map(|agent| Agent { is_reloaded, ..agent })
             && let Err(error) = background::start("acme", move || run(agent))
         {
             tracing::error!(
@@ -99,5 +128,39 @@ async fn run(agent: Agent) {
             "the thread that orders the certificate has ended, so that the certificate will not be renewed; restart the \
              server"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_continues_while_its_names_directory_and_challenge_are_wanted() {
+        let acme = config::Acme {
+            domains: vec!["turn.example.org".to_owned()],
+            contact: None,
+            directory: "https://acme.example.org/directory".to_owned(),
+            directory_ca: None,
+            external_account: None,
+            challenge: AcmeChallenge::Auto,
+            state_directory: "/nonexistent".into(),
+        };
+        let begun = Settings { acme: acme.clone(), challenges: vec![AcmeChallenge::TlsAlpn01] };
+        let permits = |acme: config::Acme, challenges: &[AcmeChallenge]| {
+            Settings { acme, challenges: challenges.to_vec() }.permits(&begun, AcmeChallenge::TlsAlpn01)
+        };
+        let both = [AcmeChallenge::Http01, AcmeChallenge::TlsAlpn01];
+        assert!(permits(acme.clone(), &both));
+        assert!(!permits(acme.clone(), &[AcmeChallenge::Http01]));
+        assert!(permits(config::Acme { challenge: AcmeChallenge::TlsAlpn01, ..acme.clone() }, &both));
+        assert!(permits(config::Acme { contact: Some("mailto:a@example.org".to_owned()), ..acme.clone() }, &both));
+        for other in [
+            config::Acme { domains: vec!["a.example.org".to_owned()], ..acme.clone() },
+            config::Acme { directory: "https://other.example.org/".to_owned(), ..acme.clone() },
+            config::Acme { state_directory: "/other".into(), ..acme.clone() },
+        ] {
+            assert!(!permits(other.clone(), &both), "{other:?}");
+        }
     }
 }

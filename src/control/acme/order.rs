@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::challenges::ChallengeSender;
 use super::client::Client;
-use super::failure::{Failure, Kind, of_problem, text};
+use super::failure::{Failure, Kind, of_challenge, text};
 use crate::config::AcmeChallenge;
 use crate::net::tls::Challenges;
 use crate::setting::TLS_ACME_CHALLENGE;
@@ -180,9 +180,8 @@ impl Request<'_> {
             let name = authorization.identifier().to_string();
             let found = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref());
             if let Some(problem) = found {
-                let failure = of_problem(problem, self.client.retry_after())
-                    .context(&format!("{} was not approved", text(&name)));
-                return Some(Failure { kind: Kind::Other, ..failure });
+                let failure = of_challenge(problem, self.client.retry_after());
+                return Some(failure.context(&format!("{} was not approved", text(&name))));
             }
         }
         None

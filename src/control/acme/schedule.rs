@@ -14,7 +14,7 @@ const FACTOR: u64 = 3;
 /// The longest wait after a failure.
 const LONGEST_WAIT: u64 = 6 * HOUR;
 /// The longest wait that an authority can demand. It is shorter near the end of the present certificate.
-const LONGEST_DEMAND: u64 = 7 * DAY;
+pub(super) const LONGEST_DEMAND: u64 = 7 * DAY;
 /// What it can demand in any case.
 const SHORTEST_DEMAND: u64 = HOUR;
 /// The wait after an authority has limited the rate of orders without saying for how long.

@@ -1,6 +1,6 @@
 //! What the operator sees of the orders.
 
-/// What is known about the certificate that the server orders by itself. Times are in seconds since the Unix epoch.
+/// What is known about the certificate that the server orders. Times are in seconds since the Unix epoch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::control) struct Status {
     pub(in crate::control) domains: Vec<String>,

@@ -1,8 +1,9 @@
-//! The state directory: the key of the account, the certificate and its key. Each file is replaced as a whole.
+//! The state directory: the key of the account, the certificate and its key, and the wait after failures. Each file is
+//! replaced as a whole.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -10,7 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use super::failure::Failure;
+use super::back_off::BackOff;
+use super::failure::{Failure, Kind};
+use super::same_names;
 use super::schedule::Validity;
 use crate::config::Acme;
 use crate::file;
@@ -45,6 +48,8 @@ pub(super) struct StoredAccount {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StoredCertificate {
     pub(super) validity: Validity,
+    /// When it was written. The validity may begin earlier: Let's Encrypt subtracts an hour.
+    pub(super) written: u64,
     pub(super) names: Vec<String>,
     /// The directory that it was ordered from.
     pub(super) directory: String,
@@ -144,35 +149,74 @@ impl Store {
     /// # Errors
     /// If reading fails in a way that may pass, so that another order would be premature.
     pub(super) fn certificate(&self) -> Result<Option<StoredCertificate>, Failure> {
-        match file::read(&self.certificate) {
-            Ok(bytes) => Ok(StoredCertificate::parse(&self.certificate, &bytes)),
+        match read_certificate(&self.certificate) {
+            Ok(certificate) => Ok(certificate),
             // A new one replaces a file that this user may not read.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => Ok(None),
             Err(error) => Err(Failure::new(format!("{} cannot be read: {error}", self.certificate.display()))),
         }
     }
+
+    /// Returns the wait after failures to order the certificate that `acme` wants, if there were any.
+    pub(super) fn back_off(&self, acme: &Acme) -> Option<BackOff> {
+        let path = self.back_off_path();
+        let read = match file::read(&path) {
+            Ok(bytes) => BackOff::from_file(&bytes, acme).map_err(str::to_owned),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.to_string()),
+        };
+        read.unwrap_or_else(|error| {
+            tracing::warn!(
+                event = "acme-back-off-ignored", file = %path.display(), error,
+                "the file with the wait after the last failed order is not used, so the next order may be made at once"
+            );
+            None
+        })
+    }
+
+    /// Keeps the wait after failures; without failures, there is none.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub(super) fn keep_back_off(&self, back_off: &BackOff, acme: &Acme) -> Result<(), Failure> {
+        let path = self.back_off_path();
+        let kept = if back_off.failures > 0 {
+            replace(&path, back_off.to_file(acme).as_bytes())
+        } else {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            }
+        };
+        kept.map_err(|error| unwritable(&self.directory, &error))
+    }
+
+    fn back_off_path(&self) -> PathBuf {
+        self.directory.join("back-off.json")
+    }
+}
+
+/// Reads a certificate that the server has ordered; `None` if it is not usable.
+pub(super) fn read_certificate(path: &Path) -> io::Result<Option<StoredCertificate>> {
+    let bytes = file::read(path)?;
+    let written = fs::metadata(path)?.mtime();
+    Ok(StoredCertificate::parse(path, &bytes, written.try_into().unwrap_or_default()))
 }
 
 impl StoredCertificate {
-    fn parse(path: &Path, bytes: &[u8]) -> Option<Self> {
+    fn parse(path: &Path, bytes: &[u8], written: u64) -> Option<Self> {
         let setup = tls::load(path, path).ok()?;
         let first = bytes.split(|byte| *byte == b'\n').next()?;
         let directory = str::from_utf8(first).ok()?.strip_prefix(ORDERED_FROM)?.to_owned();
         let names = setup.certificate.names.clone();
         let validity = Validity { from: setup.certificate.not_before, to: setup.certificate.not_after };
-        Some(Self { validity, names, directory, der: setup.der().to_vec() })
+        Some(Self { validity, written, names, directory, der: setup.der().to_vec() })
     }
 
     /// Returns whether this is the certificate that the configuration wants, apart from its validity.
     pub(super) fn fits(&self, acme: &Acme) -> bool {
-        is_for(&self.names, &acme.domains) && self.directory == acme.directory
+        same_names(&self.names, &acme.domains) && self.directory == acme.directory
     }
-}
-
-/// Returns whether a certificate has these names and no others.
-pub(super) fn is_for(names: &[String], domains: &[String]) -> bool {
-    let contains = |all: &[String], name: &String| all.iter().any(|other| other.eq_ignore_ascii_case(name));
-    names.iter().all(|name| contains(domains, name)) && domains.iter().all(|name| contains(names, name))
 }
 
 /// Room for a certificate. Dropping it removes the file.
@@ -252,7 +296,8 @@ fn unwritable(directory: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
         _ => "",
     };
-    Failure::new(format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", directory.display()))
+    let message = format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", directory.display());
+    Failure { kind: Kind::Unwritable, ..Failure::new(message) }
 }
 
 #[cfg(test)]
@@ -352,6 +397,24 @@ mod tests {
         fs::write(&path, "{\"account\":{\"key_pkcs8\":\"SECRET\"}}").unwrap();
         let Err(failure) = store.account(DIRECTORY) else { panic!("the account is damaged") };
         assert!(failure.message.contains("is damaged") && !failure.message.contains("SECRET"), "{failure}");
+    }
+
+    #[test]
+    fn the_wait_after_failures_is_kept_until_there_are_none() {
+        let place = Place::new("back-off");
+        let store = Store::open(&place.0).unwrap();
+        assert_eq!(store.back_off(&place.0), None);
+        let mut back_off = BackOff::default();
+        back_off.add(&Failure::new("refused"), 1_800_000_000, None, 0.0);
+        store.keep_back_off(&back_off, &place.0).unwrap();
+        assert_eq!(mode(&store.back_off_path()), 0o600);
+        assert_eq!(store.back_off(&place.0), Some(back_off));
+        fs::write(store.back_off_path(), "{").unwrap();
+        assert_eq!(store.back_off(&place.0), None);
+        for _ in 0..2 {
+            store.keep_back_off(&BackOff::default(), &place.0).unwrap();
+            assert!(!store.back_off_path().exists());
+        }
     }
 
     #[test]
