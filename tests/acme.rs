@@ -6,6 +6,9 @@
 #[path = "acme/back_off.rs"]
 mod back_off;
 #[cfg(test)]
+#[path = "acme/doctor.rs"]
+mod doctor;
+#[cfg(test)]
 #[path = "acme/failures.rs"]
 mod failures;
 #[cfg(test)]

@@ -503,6 +503,7 @@ mod doctor {
             "machine/kernel.rs",
             "machine/listeners.rs",
             "machine/names.rs",
+            "machine/orders.rs",
             "machine/unit.rs",
         ];
         let source: String = sources.map(|file| read(&format!("src/doctor/{file}"))).concat();

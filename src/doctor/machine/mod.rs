@@ -7,6 +7,7 @@ mod listeners;
 mod names;
 #[cfg(feature = "offload")]
 mod offload;
+mod orders;
 mod socket_unit;
 mod unit;
 
@@ -54,6 +55,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     report(clock());
     let Some(choice) = addresses(&config, report) else { return };
     certificate(&config, report);
+    orders::examine(&config, machine.path, report);
     let sockets = SocketUnit::read(Path::new("/"));
     let found = listeners::examine(&config, sockets.as_ref(), trust, report);
     fronts::examine(&config, report);
