@@ -64,7 +64,7 @@ mod metrics {
         }
     }
 
-    /// Returns the metrics of a server that renews its certificate by itself, and has one.
+    /// Returns the metrics of a server that orders its certificate, and has one.
     fn page_with_orders() -> String {
         const AUTHORITY: &str = "https://127.0.0.1:1/directory";
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());

@@ -1,4 +1,4 @@
-//! `[tls.acme]`: the certificate that the server orders and renews by itself (RFC 8555).
+//! `[tls.acme]`: the certificate that the server orders and renews (RFC 8555).
 
 use std::env;
 use std::net::SocketAddr;

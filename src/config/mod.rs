@@ -129,7 +129,7 @@ pub struct CertificateFiles {
     pub private_key: PathBuf,
     /// Whether it is one of `[[tls.certificates]]`.
     pub is_further: bool,
-    /// Whether the server orders it by itself. Then one file has both the certificate and the key, and it may be missing.
+    /// Whether the server orders it. Then one file has both the certificate and the key, and it may be missing.
     pub is_ordered: bool,
 }
 

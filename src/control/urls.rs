@@ -99,7 +99,7 @@ fn hosts(config: &Config, address: IpAddr, choice: &Choice, tls: Option<Option<&
             let mut names = certificate.into_iter().flat_map(|certificate| &certificate.names);
             hosts.extend(names.find(|name| !name.starts_with('*')).cloned());
         }
-        // The certificate that the server orders by itself. Only its user may read the file.
+        // The certificate that the server orders. Only its user may read the file.
         if let (true, Some(acme)) = (hosts.is_empty(), config.tls.as_ref().and_then(|tls| tls.acme.as_ref())) {
             hosts.extend(acme.domains.first().cloned());
         }

@@ -296,7 +296,7 @@ pub(crate) fn certificates(response: &Value, now: u64) -> Vec<String> {
     lines
 }
 
-/// Returns the lines about the certificate that the server orders by itself.
+/// Returns the lines about the certificate that the server orders.
 fn orders(acme: &Value, now: u64) -> Vec<String> {
     let time = |field: &str| acme.get(field).and_then(Value::as_u64);
     let ago = |field: &str| time(field).map(|at| format!("{} ago", duration(now.saturating_sub(at))));

@@ -16,7 +16,7 @@ use crate::net::tls::{self, Certificate, FileError, LoadError, Setup, date};
 /// A machine without a clock battery boots in the past, and its clock is set later. A certificate that is not yet valid
 /// is therefore usable.
 ///
-/// A certificate that the server orders by itself may be missing (`None`) or expired: then the server orders another one.
+/// A certificate that the server orders may be missing (`None`) or expired: then the server orders another one.
 pub(super) fn load(files: &CertificateFiles, now: u64) -> Result<Option<Setup>, TlsError> {
     let setup = match tls::load(&files.certificate, &files.private_key) {
         Err(LoadError::Certificate(FileError::Unreadable(error)) | LoadError::Key(FileError::Unreadable(error)))
