@@ -29,6 +29,9 @@ const MAX_DOMAINS: usize = 100;
 /// The longest key of an external account, in bytes. Authorities use 32 to 64.
 const MAX_EAB_KEY: usize = 512;
 
+/// The longest name of a profile.
+const MAX_PROFILE: usize = 64;
+
 /// The port of the challenge tls-alpn-01 (RFC 8737 §3).
 const HTTPS: u16 = 443;
 /// The port of the challenge http-01 (RFC 8555 §8.3).
@@ -46,6 +49,8 @@ pub struct Acme {
     /// The certificates, in PEM, of the authorities that the certificate of the directory comes from. `None`: those that
     /// browsers trust.
     pub directory_ca: Option<PathBuf>,
+    /// The profile of the certificate, one of those that the authority offers. `None`: the authority chooses.
+    pub profile: Option<String>,
     /// The account that the operator already has with the authority (RFC 8555 §7.3.4).
     pub external_account: Option<ExternalAccount>,
     /// How the server proves that it has the names.
@@ -177,6 +182,7 @@ pub(super) fn acme(tls: &Section<'_>, report: &mut Report<'_>) -> Option<Acme> {
         contact: contact(&section, report),
         directory: directory(&section, report),
         directory_ca: path(&section, "directory-ca-file", report),
+        profile: profile(&section, report),
         external_account: external_account(&section, report),
         challenge: challenge(&section, report),
         state_directory: path(&section, "state-directory", report)
@@ -278,6 +284,19 @@ fn directory(section: &Section<'_>, report: &mut Report<'_>) -> String {
         );
     }
     text.to_owned()
+}
+
+fn profile(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
+    let profile = section.string("profile", report)?;
+    let text = *profile.get_ref();
+    if !text.is_empty() && text.len() <= MAX_PROFILE && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Some(text.to_owned());
+    }
+    report.error(
+        &profile.span(),
+        format!("`tls.acme.profile` {} is no name of a profile: the authority lists its profiles", quoted(text)),
+    );
+    None
 }
 
 fn path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {

@@ -127,6 +127,7 @@ impl<'c> Comparison<'c> {
         shown("tls.acme.contact", |acme| acme.contact);
         shown("tls.acme.directory", |acme| Some(acme.directory));
         shown("tls.acme.directory-ca-file", |acme| acme.directory_ca.map(|path| path.display().to_string()));
+        shown("tls.acme.profile", |acme| acme.profile);
         // It must be true.
         shown("tls.acme.terms-agreed", |_| Some("true".to_owned()));
         shown("tls.acme.eab-key-id", |acme| acme.external_account.map(|account| account.key_id));

@@ -53,6 +53,7 @@ pub(super) const ACME: TableKeys = TableKeys {
         "contact",
         "directory",
         "directory-ca-file",
+        "profile",
         "terms-agreed",
         "eab-key-id",
         "eab-key-file",

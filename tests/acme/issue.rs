@@ -283,6 +283,7 @@ fn the_authority_chooses_when_the_certificate_is_renewed() {
 #[test]
 fn a_certificate_that_the_authority_wants_to_be_replaced_is_renewed_early_under_a_call() {
     const LIFE: u64 = 45;
+    const PROFILE: &str = "profile = \"shortlived\"\n";
     isolated(|| {
         let place = Place::new();
         let _pebble = place.pebble(Settings { life: LIFE, ..USUAL });
@@ -291,7 +292,8 @@ fn a_certificate_that_the_authority_wants_to_be_replaced_is_renewed_early_under_
             path if path.starts_with("/renewal/") => Reply::RenewalInfo(0, 1),
             _ => Reply::Forward,
         });
-        let controlled = Controlled::start_with(&place.config_at(proxy.directory(), &[NAME], TLS, MORE));
+        let more = format!("{PROFILE}{MORE}");
+        let controlled = Controlled::start_with(&place.config_at(proxy.directory(), &[NAME], TLS, &more));
         wait_for(&controlled, "certificate", 1);
         let from = || controlled.json(&["certificates"])["certificates"][0]["not_before"].as_u64().unwrap();
         let (first, began) = (presented(TLS, NAME).unwrap(), from());
@@ -309,6 +311,7 @@ fn a_certificate_that_the_authority_wants_to_be_replaced_is_renewed_early_under_
         let asked = requests.iter().find_map(|request| request.path.strip_prefix("/renewal/")).unwrap();
         let orders: Vec<_> = requests.iter().filter(|request| request.path == "/order-plz").collect();
         assert!(!orders[0].payload.contains("replaces"), "{orders:?}");
+        assert!(orders.iter().all(|order| order.payload.contains("\"profile\":\"shortlived\"")), "{orders:?}");
         assert!(orders.last().unwrap().payload.contains(&format!("\"replaces\":{asked:?}")), "{asked} {orders:?}");
         assert_eq!(controlled.events("acme-failed"), 0);
     });

@@ -505,6 +505,7 @@ impl Managed {
             client,
             account,
             domains: &self.acme().domains,
+            profile: self.acme().profile.as_deref(),
             challenge: self.challenge(),
             replaces: replaced.and_then(|certificate| ari::identifier(&certificate.der)),
             sender: &self.sender,

@@ -117,6 +117,7 @@ mod tests {
             contact: None,
             directory: "https://acme.example.org/directory".to_owned(),
             directory_ca: None,
+            profile: None,
             external_account: None,
             challenge: AcmeChallenge::Auto,
             state_directory: "/nonexistent".into(),

@@ -105,6 +105,7 @@ fn advice(kind: &str) -> Option<&'static str> {
             "the authority got something other than the response of this server. Check that the name leads to this server \
              in the DNS, that no proxy terminates TLS in front of it, and that a port forward leads to the right port"
         }
+        "invalidProfile" => "the authority does not offer tls.acme.profile",
         "rateLimited" => "the authority limits the rate of orders",
         "rejectedIdentifier" => "the authority issues no certificate for this name",
         "unsupportedContact" | "invalidContact" => "the authority does not accept tls.acme.contact",

@@ -36,6 +36,7 @@ pub(super) struct Request<'r> {
     pub(super) client: &'r Client,
     pub(super) account: &'r Account,
     pub(super) domains: &'r [String],
+    pub(super) profile: Option<&'r str>,
     pub(super) challenge: AcmeChallenge,
     /// The certificate that the new one replaces (RFC 9773 §5).
     pub(super) replaces: Option<CertificateIdentifier<'r>>,
@@ -56,10 +57,16 @@ impl Request<'_> {
 
     async fn begin(&self) -> Result<Order, Failure> {
         let identifiers: Vec<Identifier> = self.domains.iter().map(|name| Identifier::Dns(name.clone())).collect();
-        let new = NewOrder::new(&identifiers);
+        let order = || {
+            let order = NewOrder::new(&identifiers);
+            match self.profile {
+                Some(profile) => order.profile(profile),
+                None => order,
+            }
+        };
         let failed = |error| self.client.failure(&error).context("the order was refused");
-        let Some(replaces) = &self.replaces else { return self.account.new_order(&new).await.map_err(failed) };
-        let refused = match self.account.new_order(&NewOrder::new(&identifiers).replaces(replaces.clone())).await {
+        let Some(replaces) = &self.replaces else { return self.account.new_order(&order()).await.map_err(failed) };
+        let refused = match self.account.new_order(&order().replaces(replaces.clone())).await {
             Ok(order) => return Ok(order),
             Err(error) => failed(error),
         };
@@ -72,7 +79,7 @@ impl Request<'_> {
             error = refused.message,
             "the authority does not accept that the order replaces a certificate"
         );
-        self.account.new_order(&new).await.map_err(failed)
+        self.account.new_order(&order()).await.map_err(failed)
     }
 
     /// Returns the failure that an error after the beginning of an order means: not that the account is gone.

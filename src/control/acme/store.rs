@@ -322,6 +322,7 @@ mod tests {
                 contact: None,
                 directory: DIRECTORY.to_owned(),
                 directory_ca: None,
+                profile: None,
                 external_account: None,
                 challenge: AcmeChallenge::Auto,
                 state_directory: directory.join("state"),

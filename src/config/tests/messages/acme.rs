@@ -50,6 +50,8 @@ fn wrong_values_are_errors_that_say_what_is_right() {
     assert!(with("challenge = \"dns-01\"").starts_with("`tls.acme.challenge` `dns-01` is unknown"));
     assert!(with("contact = \"operator@example.org\"").contains("mailto:operator@example.org"));
     assert!(with("directory = \"http://acme.example.org/\"").contains("must be a URL that begins with https://"));
+    assert!(with("profile = \"\"").contains("`tls.acme.profile` `` is no name of a profile"));
+    assert!(with("profile = \"short lived\"").contains("is no name of a profile"));
     assert!(with("eab-key-id = \"x\"").contains("`tls.acme.eab-key-id` needs `tls.acme.eab-key-file`"));
     assert!(with("eab-key-id = \"x\"\neab-key-file = \"/nonexistent\"").contains("`/nonexistent` cannot be read"));
     assert!(with("state-directory = \"\"").contains("`tls.acme.state-directory` is empty"));
