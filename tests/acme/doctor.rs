@@ -1,18 +1,19 @@
 //! `turnserver doctor` knows what the running server says about its orders.
 
+use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
 
 use crate::issue::isolated;
-use crate::pebble::{NAME, Place, TLS, USUAL, wait_for, wait_for_state};
+use crate::pebble::{DIRECTORY, NAME, Place, TLS, USUAL, wait_for, wait_for_state};
 
 use crate::support::{Controlled, TIMEOUT, run};
 
 /// Returns the status and the text of each finding of a check.
-fn findings(controlled: &Controlled, check: &str) -> Vec<(String, String)> {
+fn findings(config: &Path, check: &str) -> Vec<(String, String)> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_turnserver"));
-    command.arg("--config").arg(controlled.server.config_path()).args(["doctor", "--json"]);
+    command.arg("--config").arg(config).args(["doctor", "--json"]);
     let finished = run(&mut command, None, TIMEOUT);
     let report: Value = serde_json::from_str(&finished.stdout.join("\n")).unwrap();
     let found = report["findings"].as_array().unwrap().iter().filter(|finding| finding["check"] == check);
@@ -27,7 +28,7 @@ fn doctor_says_why_the_running_server_has_no_certificate_and_when_it_renews_it()
         let controlled = Controlled::start_with(&place.config(&[NAME], ""));
         wait_for(&controlled, "acme-failed", 1);
         wait_for_state(&controlled, "failed");
-        let orders = || findings(&controlled, "certificate-order");
+        let orders = || findings(controlled.server.config_path(), "certificate-order");
         let [(status, what)] = &orders()[..] else { panic!("{:?}", orders()) };
         assert_eq!(status, "fault");
         assert!(what.starts_with("the last order failed: ") && what.contains("cannot connect to 127.0.0.1"), "{what}");
@@ -42,15 +43,15 @@ fn doctor_says_why_the_running_server_has_no_certificate_and_when_it_renews_it()
             (status.as_str(), what.starts_with("the running server orders the next certificate on ")),
             ("ok", true)
         );
-        let [(status, _)] = &findings(&controlled, "state-directory")[..] else { panic!("no state directory") };
+        let [(status, _)] = &findings(controlled.server.config_path(), "state-directory")[..] else {
+            panic!("no state directory")
+        };
         assert_eq!(status, "ok");
 
         // The file names another one than the running server has read.
         let control = format!("[control]\nsocket = {:?}\n", controlled.socket);
-        controlled
-            .server
-            .write_config(&(place.config_at(crate::pebble::DIRECTORY, &["b.example.org"], TLS, "") + &control));
-        let orders = orders();
+        let other = place.config_at(DIRECTORY, &["b.example.org"], TLS, "") + &control;
+        let orders = findings(&place.directory.write("other.toml", &other), "certificate-order");
         assert!(orders.iter().any(|(_, what)| what.contains("is for other names")), "{orders:?}");
         assert!(orders.iter().any(|(_, what)| what.contains("uses an earlier configuration")), "{orders:?}");
     });
