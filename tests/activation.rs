@@ -94,8 +94,7 @@ mod activation {
         replaced
     }
 
-    /// Binds a free port by its number, as systemd does: the kernel lets a socket keep only such a port when it no longer
-    /// listens.
+    /// Binds a free port by its number, as systemd does: a socket that stops listening keeps only such a port.
     fn tcp() -> (TcpListener, SocketAddr) {
         loop {
             let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

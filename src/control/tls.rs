@@ -1,7 +1,7 @@
 //! The certificates of the TLS and TCP listeners: loading, checking and replacement.
 //!
-//! The files are polled once per second instead of being watched by the kernel: ACME clients replace symlinks in
-//! several directories, and polling the configured path detects all of these changes.
+//! The files are polled once per second. The kernel could watch them, but ACME clients replace symlinks in several
+//! directories, and polling the configured path detects all of these changes.
 
 use std::fmt;
 use std::path::PathBuf;

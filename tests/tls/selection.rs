@@ -200,7 +200,7 @@ fn the_operator_sees_every_certificate() {
     let lines = several.controlled.lines(&["certificates"]).join("\n");
     assert!(lines.contains("used     for its names, other names and clients without a name\n"), "{lines}");
 
-    // The configuration without one of them: it is no longer used.
+    // The configuration without one of them.
     let (before, rest) = several.controlled.config.split_once("[[tls.certificates]]").unwrap();
     let (_, after) = rest.split_once("[control]").unwrap();
     several.controlled.server.write_config(&format!("{before}[control]{after}"));

@@ -174,7 +174,7 @@ async fn a_certificate_that_the_server_orders_may_be_missing_and_the_former_one_
     write(&first);
     let lines = logged(|| poll(&mut certificates));
     assert!(lines.len() == 1 && lines[0].contains("certificate loaded"), "{lines:?}");
-    // A file that goes away, or an expired certificate, is the business of the thread that orders it.
+    // The thread that orders the certificate replaces a file that has been removed, and an expired certificate.
     fs::remove_file(&file).unwrap();
     assert_eq!(logged(|| (0..3).for_each(|_| poll(&mut certificates))), [""; 0]);
     assert_eq!(certificates.current().unwrap().serial, first.serial);
