@@ -13,8 +13,9 @@ mod activation {
     use std::io;
     use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
     use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+    use std::os::linux::net::SocketAddrExt as _;
     use std::os::unix::fs::PermissionsExt as _;
-    use std::os::unix::net::UnixListener;
+    use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram, UnixListener};
     use std::path::PathBuf;
     use std::process::Command;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -332,14 +333,28 @@ mod activation {
         let path = directory.path().join("control.sock");
         let control = UnixListener::bind(&path).unwrap();
         fs::remove_file(&path).unwrap();
+        let only_v6 = Socket::new(Domain::IPV6, Type::DGRAM, None).unwrap();
+        only_v6.set_only_v6(true).unwrap();
+        only_v6.bind(&"[::]:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        let datagram = UnixDatagram::bind(directory.path().join("datagram.sock")).unwrap();
+        let name = format!("turnserver-activation-{}", std::process::id());
+        let nameless = UnixListener::bind_addr(&UnixAddr::from_abstract_name(name).unwrap()).unwrap();
+        let unusable = [
+            (stream.as_fd(), "number 1 (): it does not listen: set Accept=no"),
+            (file.as_fd(), "number 2 ()"),
+            (only_v6.as_fd(), "number 3 (): [::] accepts only IPv6 on it: set BindIPv6Only=both"),
+            (datagram.as_fd(), "number 4 (): it is neither a stream socket nor bound to a path"),
+            (nameless.as_fd(), "number 5 (): it is neither a stream socket nor bound to a path"),
+            (control.as_fd(), "control.sock is gone"),
+        ];
         let config = config(&["127.0.0.1"], &format!("[control]\nsocket = {path:?}\n"));
-        let server = Manager::new(&[stream.as_fd(), file.as_fd(), control.as_fd()]).start(&config);
-        server.wait_for_logs(|lines| lines.iter().filter(|line| is("socket-unusable")(line)).count() == 3);
+        let server = Manager::new(&unusable.map(|(socket, _)| socket)).start(&config);
+        server.wait_for_logs(|lines| lines.iter().filter(|line| is("socket-unusable")(line)).count() == unusable.len());
         let logs = server.logs();
         let lines: Vec<&LogLine> = logs.iter().filter(|line| is("socket-unusable")(line)).collect();
-        assert!(lines[0].message().contains("number 1 (): it does not listen"), "{lines:?}");
-        assert!(lines[1].message().contains("number 2 ()"), "{lines:?}");
-        assert!(lines[2].message().contains("control.sock is gone"), "{lines:?}");
+        for (line, (_, reason)) in lines.iter().zip(unusable) {
+            assert!(line.message().contains(reason), "{reason}: {lines:?}");
+        }
         // The server has made another one.
         assert_eq!(Http::unix(&path).get("/healthz").status, 200);
         has_allocation(&Client::new(server.udp_address()));

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use turnserver::clock::unix_seconds;
 
 use crate::common::Fixture;
@@ -225,10 +227,38 @@ fn a_certificate_with_its_key_in_one_file_is_served() {
 #[test]
 fn the_log_contains_no_private_key() {
     let fixture = Fixture::new("");
-    let words: Vec<&str> = fixture.issued.key.lines().filter(|line| !line.starts_with('-')).collect();
-    assert!(Path::new(&fixture.files[1]).exists() && !words.is_empty());
+    assert!(Path::new(&fixture.files[1]).exists());
     fixture.client().binding();
+    let words = shown(&fixture.issued.key);
     for line in fixture.server.terminate().logs {
         assert!(words.iter().all(|word| !line.text().contains(word)), "{line:?}");
+    }
+}
+
+/// Returns how a log could show a key: the lines of the PEM file, and some bytes inside in hexadecimal and as `Debug`
+/// formats them.
+fn shown(key: &str) -> Vec<String> {
+    let lines = key.lines().filter(|line| !line.starts_with('-')).map(str::to_owned);
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let octets = key.secret_der();
+    assert_eq!(octets[34..36], [0x04, 0x20], "PKCS #8 of P-256 has an OCTET STRING of 32 bytes here");
+    let forms = octets[36..68].chunks(8).flat_map(|part| {
+        let hexadecimal: String = part.iter().map(|octet| format!("{octet:02x}")).collect();
+        let lists = [format!("{part:?}"), format!("{part:02x?}")].map(|list| list.trim_matches(['[', ']']).to_owned());
+        [hexadecimal.to_uppercase(), hexadecimal].into_iter().chain(lists)
+    });
+    lines.chain(forms).collect()
+}
+
+// The search itself finds each form of a key.
+#[test]
+fn each_form_of_a_private_key_is_found() {
+    let issued = Authority::new(unix_seconds()).issue(&["localhost"]);
+    let words = shown(&issued.key);
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let octets = key.secret_der();
+    let hexadecimal: String = octets.iter().map(|octet| format!("{octet:02x}")).collect();
+    for text in [issued.key.clone(), format!("{octets:?}"), format!("{octets:02x?}"), hexadecimal] {
+        assert!(words.iter().any(|word| text.contains(word)), "{text}");
     }
 }
