@@ -11,8 +11,8 @@ use super::credentials::DAY;
 use super::general::{check_host, duration, one_of};
 use super::problem::{Report, quoted};
 use super::reader::{Section, list};
-use super::{Front, HTTP_PORT, Http, WebSite, WithoutName, paths, schema};
-use crate::transport::Endpoint;
+use super::{Config, Front, HTTP_PORT, Http, WebSite, WithoutName, paths, schema};
+use crate::transport::{Endpoint, Transport, TurnUri};
 
 /// The port of HTTPS.
 const DEFAULT_PORT: u16 = 443;
@@ -182,6 +182,28 @@ fn names(section: &Section<'_>, hostname: Option<&str>, report: &mut Report<'_>)
         report.error(&span, format!("{}: {} {why}", section.name("names"), quoted(name)));
     }
     names
+}
+
+impl Config {
+    /// Returns the TURN URIs (RFC 7065) of the fronts without duplicates. `actual` returns the address of a front with its
+    /// actual port, if that is known.
+    pub fn front_urls(&self, actual: impl Fn(SocketAddr) -> Option<SocketAddr>) -> Vec<String> {
+        // Without a certificate, no client can use a name; and a front on the port of HTTP is there for its web site.
+        let has_url = |front: &&Front| self.tls.is_some() && front.listen.port() != HTTP_PORT;
+        let mut urls: Vec<String> = Vec::new();
+        for front in self.fronts.iter().filter(has_url) {
+            let Some(port) = actual(front.listen).map(|address| address.port()).filter(|port| *port != 0) else {
+                continue;
+            };
+            for name in &front.names {
+                let url = TurnUri::new(Transport::Tls, name, port).to_string();
+                if !urls.contains(&url) {
+                    urls.push(url);
+                }
+            }
+        }
+        urls
+    }
 }
 
 impl WebSite {

@@ -411,7 +411,7 @@ impl<'a> BrowserEntry<'a> {
         secret: Option<Secret>,
         log: &'a logging::Logging,
     ) -> Self {
-        let fronts = urls::of_fronts(config, |front| fronts.actual(front));
+        let fronts = config.front_urls(|front| fronts.actual(front));
         Self { config: Arc::clone(config), endpoints: endpoints.to_vec(), fronts, secret, printed: None, log }
     }
 

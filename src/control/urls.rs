@@ -7,9 +7,9 @@ use super::addresses::{Choice, advertised_hosts};
 use super::start::{StartError, choose_addresses};
 use super::tls;
 use crate::clock;
-use crate::config::{Config, Front, HTTP_PORT, Http};
+use crate::config::{Config, Http};
 use crate::net::tls::Certificate;
-use crate::transport::{Endpoint, Transport, TurnUri};
+use crate::transport::{Endpoint, TurnUri};
 
 /// Returns the URIs at which clients reach a server that runs on this machine with this configuration, for an
 /// application that makes credentials itself. Listeners with port 0 have none: only the server knows their ports.
@@ -22,20 +22,8 @@ pub fn client_urls(config: &Config) -> Result<Vec<String>, StartError> {
     let certificate = config.tls.as_ref().map(|tls| tls::load_default(tls, now)).transpose()?.flatten();
     let endpoints: Vec<Endpoint> =
         config.listen.iter().filter(|endpoint| endpoint.address.port() != 0).copied().collect();
-    let fronts = of_fronts(config, |front| Some(front).filter(|front| front.port() != 0));
-    Ok(without_duplicates(urls(config, &endpoints, &choice, certificate.as_ref()).into_iter().chain(fronts)))
-}
-
-/// Returns the URIs of the fronts. `actual` returns the address of a front with its actual port.
-pub(super) fn of_fronts(config: &Config, actual: impl Fn(SocketAddr) -> Option<SocketAddr>) -> Vec<String> {
-    // Without a certificate, no client can use a name; and a front on the port of HTTP is there for its web site.
-    let has_url = |front: &&Front| config.tls.is_some() && front.listen.port() != HTTP_PORT;
-    let fronts = config.fronts.iter().filter(has_url);
-    let urls = fronts.flat_map(|front| {
-        let port = actual(front.listen).map(|address| address.port());
-        front.names.iter().zip(std::iter::repeat(port)).filter_map(|(name, port)| Some((name, port?)))
-    });
-    without_duplicates(urls.map(|(name, port)| TurnUri::new(Transport::Tls, name, port).to_string()))
+    let of_listeners = urls(config, &endpoints, &choice, certificate.as_ref());
+    Ok(without_duplicates(of_listeners.into_iter().chain(config.front_urls(Some))))
 }
 
 /// Returns the URIs of the listeners without duplicates: a wildcard and one of its addresses may share a port.
@@ -116,6 +104,7 @@ fn without_duplicates(urls: impl Iterator<Item = String>) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::control::addresses::RelayAddress;
+    use crate::transport::Transport;
 
     fn choice(bind: &str) -> Choice {
         let bind = bind.parse().unwrap();

@@ -19,14 +19,16 @@ pub(crate) enum UrlsUnknown {
     Port,
 }
 
-/// Returns the URLs of all listeners without duplicates: UDP, then TCP, then TLS.
+/// Returns the URLs of all listeners and fronts without duplicates: UDP, TCP, TLS, then the fronts.
 ///
 /// Without a hostname, a wildcard listener has one URL per address family of the configured relay addresses. A TLS
-/// listener has a URL only with a hostname: TLS clients check it, and few certificates are valid for an address.
+/// listener has a URL only with a hostname: TLS clients check it, and few certificates are valid for an address. The
+/// hosts of a front are its names, because the front passes any other name to the web site.
 pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, UrlsUnknown> {
     let host = host.or(config.hostname.as_deref());
     let listeners: Vec<&Endpoint> = config.listen.iter().filter(|endpoint| endpoint.address.port() != 0).collect();
-    if listeners.is_empty() {
+    let of_fronts = config.front_urls(Some);
+    if listeners.is_empty() && of_fronts.is_empty() {
         return Err(UrlsUnknown::Port);
     }
     let mut urls = Vec::new();
@@ -41,6 +43,11 @@ pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, U
             if !urls.contains(&url) {
                 urls.push(url);
             }
+        }
+    }
+    for url in of_fronts {
+        if !urls.contains(&url) {
+            urls.push(url);
         }
     }
     if urls.is_empty() { Err(UrlsUnknown::Host) } else { Ok(urls) }
@@ -156,6 +163,32 @@ mod tests {
         assert_eq!(urls_of(text, None), ["turn:192.0.2.7:3478?transport=tcp"]);
         let only_tls = text.replace("tcp = [\"192.0.2.7:3478\"]", "tcp = []");
         assert_eq!(urls(&config(&only_tls), None), Err(UrlsUnknown::Host));
+    }
+
+    #[test]
+    fn a_front_has_a_url_for_each_of_its_names() {
+        let front =
+            |port: u16, names: &str| format!("[[front]]\nlisten = \"[::]:{port}\"\nweb = \"127.0.0.1:8443\"\n{names}");
+        let (names, tls) =
+            ("names = [\"a.example.org\", \"b.example.org\"]\n", "[tls]\ncertificate = \"c\"\nprivate-key = \"k\"\n");
+        let host = "hostname = \"turn.example.org\"\n[listen]\nudp = [\"[::]:3478\"]\ntcp = []\n";
+        let udp = "turn:turn.example.org:3478?transport=udp";
+        let of_front = "turns:turn.example.org:443?transport=tcp";
+        assert_eq!(urls_of(&format!("{host}{tls}{}", front(443, "")), None), [udp, of_front]);
+        let of_names = ["a", "b"].map(|name| format!("turns:{name}.example.org:443?transport=tcp"));
+        assert_eq!(urls_of(&format!("{host}{tls}{}", front(443, names)), None)[1..], of_names);
+        // Its names decide, not the argument.
+        assert_eq!(
+            urls_of(&format!("{host}{tls}{}", front(443, "")), Some("other.example")),
+            ["turn:other.example:3478?transport=udp", of_front]
+        );
+        // Nothing else has a known port.
+        let alone = format!("[listen]\nudp = [\"[::]:0\"]\ntcp = []\n{tls}{}", front(443, names));
+        assert_eq!(urls_of(&alone, None), of_names);
+        // Without a certificate, at the port of HTTP, and at a port that is not known, there is none.
+        for without in [front(443, ""), format!("{tls}{}", front(80, "")), format!("{tls}{}", front(0, ""))] {
+            assert_eq!(urls_of(&format!("{host}{without}"), None), [udp], "{without}");
+        }
     }
 
     #[test]
