@@ -170,6 +170,41 @@ pub(super) fn warn_of_unreachable(
     );
 }
 
+/// Warns if clients use a name for which no certificate is ordered, unless a further certificate may be for it.
+pub(super) fn warn_of_other_names(
+    top: &Section<'_>,
+    tls: Option<&Tls>,
+    hostname: Option<&str>,
+    fronts: &[Front],
+    report: &mut Report<'_>,
+) {
+    let Some(Tls { certificates, acme: Some(acme) }) = tls else { return };
+    if certificates.len() > 1 {
+        return;
+    }
+    let is_missing = |name: &str| {
+        let name = name.trim_end_matches('.');
+        !acme.domains.iter().any(|domain| domain.eq_ignore_ascii_case(name))
+    };
+    // A front at port 80 has no URL.
+    let of_fronts = fronts.iter().filter(|front| front.listen.port() != HTTP).flat_map(|front| &front.names);
+    let of_fronts = of_fronts.map(|name| ("front.names", name.as_str()));
+    let mut missing: Vec<&str> = Vec::new();
+    for (key, name) in hostname.map(|name| ("hostname", name)).into_iter().chain(of_fronts) {
+        if is_missing(name) && !missing.contains(&name) {
+            missing.push(name);
+            report.warn(
+                &top.span("tls"),
+                format!(
+                    "`tls.acme.domains` does not have {}, the name in `{key}`, so clients that use it with TLS will \
+                     reject the certificate: add it, or a certificate for it (`[[tls.certificates]]`)",
+                    quoted(name)
+                ),
+            );
+        }
+    }
+}
+
 /// Reads `[tls.acme]`.
 pub(super) fn acme(tls: &Section<'_>, report: &mut Report<'_>) -> Option<Acme> {
     let header = tls.span("acme");

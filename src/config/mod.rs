@@ -733,6 +733,7 @@ impl Config {
         let other_tls = http.tls || top.value("front").is_some();
         let tls = tls::tls(&top, &listen, other_tls, report);
         acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, &fronts, report);
+        acme::warn_of_other_names(&top, tls.as_ref(), hostname.as_deref(), &fronts, report);
         Self {
             realm: general::realm(&top, report),
             hostname,

@@ -91,6 +91,43 @@ fn a_server_that_the_authority_cannot_reach_is_a_warning() {
 }
 
 #[test]
+fn a_name_that_no_certificate_can_have_is_a_warning() {
+    let acme = "[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\n";
+    let front = |names: &str| format!("[[front]]\nlisten = \"[::]:8443\"\nweb = \"127.0.0.1:1\"\n{names}");
+    let hostname = |name: &str| format!("hostname = {name:?}\n{LISTEN}{acme}");
+    let warning = |key: &str, name: &str| {
+        format!(
+            "`tls.acme.domains` does not have `{name}`, the name in `{key}`, so clients that use it with TLS will reject \
+             the certificate: add it, or a certificate for it (`[[tls.certificates]]`)"
+        )
+    };
+    let own = "names = [\"turn.example.org\"]\n";
+    let other = "names = [\"a.example.org\", \"TURN.example.org.\", \"b.example.org\"]\n";
+    for (text, expected) in [
+        (hostname("turn.example.org"), vec![]),
+        (hostname("Turn.example.org"), vec![]),
+        (hostname("b.example.org"), vec![warning("hostname", "b.example.org")]),
+        (hostname("192.0.2.7"), vec![warning("hostname", "192.0.2.7")]),
+        // By default, the front has this name.
+        (hostname("b.example.org") + &front(""), vec![warning("hostname", "b.example.org")]),
+        (hostname("turn.example.org") + &front(own), vec![]),
+        (
+            format!("{LISTEN}{acme}{}", front(other)),
+            vec![warning("front.names", "a.example.org"), warning("front.names", "b.example.org")],
+        ),
+        // It may have the name.
+        (
+            hostname("b.example.org") + "[[tls.certificates]]\ncertificate = \"c.pem\"\nprivate-key = \"k.pem\"\n",
+            vec![],
+        ),
+    ] {
+        let found: Vec<String> =
+            warnings(&text).iter().map(|found| found.split_once(": ").unwrap().1.to_owned()).collect();
+        assert_eq!(found, expected, "{text}");
+    }
+}
+
+#[test]
 fn the_key_of_an_external_account_is_read_in_both_alphabets_and_never_shown() {
     let directory = std::env::temp_dir().join(format!("turnserver-eab-{}", std::process::id()));
     fs::create_dir_all(&directory).unwrap();
