@@ -155,17 +155,19 @@ pub(super) fn warn_of_unreachable(
     let [tls_port, http_port] = reachable(listen, http, fronts);
     let advice = match acme.challenge {
         AcmeChallenge::Auto if !tls_port && !http_port => {
-            "a TLS listener at port 443 (`listen.tls`), or an HTTP listener without TLS at port 80 (`http.listen`)"
+            "to port 443 (`listen.tls`, `listen.tcp` or a `[[front]]`), or to port 80 (`http.listen` without TLS, or a \
+             `[[front]]`)"
         }
-        AcmeChallenge::TlsAlpn01 if !tls_port => "a TLS listener at port 443 (`listen.tls`)",
-        AcmeChallenge::Http01 if !http_port => "an HTTP listener without TLS at port 80 (`http.listen`)",
+        AcmeChallenge::TlsAlpn01 if !tls_port => "to port 443 (`listen.tls`, `listen.tcp` or a `[[front]]`)",
+        AcmeChallenge::Http01 if !http_port => "to port 80 (`http.listen` without TLS, or a `[[front]]`)",
         _ => return,
     };
     report.warn(
         &top.span("tls"),
         format!(
-            "`[tls.acme]`: the authority checks that this server has the names: it connects to {advice}, and there is \
-             none. Add one, or make sure that a port forward leads from that port to a listener of this server"
+            "`[tls.acme]`: the authority checks that this server has the names: it connects {advice}, and there is \
+             no such listener. Add one, or make sure that a port forward leads from that port to a listener of this \
+             server"
         ),
     );
 }

@@ -106,6 +106,9 @@ pub(crate) enum FileError {
         "the key cannot be used: it is damaged, or neither RSA (2048 to 8192 bits), ECDSA (P-256, P-384) nor Ed25519"
     )]
     UnusableKey,
+    /// The certificate does not belong to the key.
+    #[error("it is for another key")]
+    OtherKey,
 }
 
 /// Loads a certificate and its key. The caller checks the validity period.
@@ -129,7 +132,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
 /// The reason for which they cannot be used.
 pub(crate) fn check(chain: &[u8], key: &[u8]) -> Result<Certificate, FileError> {
     let chain = parse_certificates(chain)?;
-    let (mut ordered, _) = order(chain, &parse_key(key)?).map_err(|_| FileError::UnusableKey)?;
+    let (mut ordered, _) = order(chain, &parse_key(key)?).map_err(|_| FileError::OtherKey)?;
     Ok(ordered.swap_remove(0).0)
 }
 

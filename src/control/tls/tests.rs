@@ -233,6 +233,21 @@ async fn other_certificates_serve_until_the_ordered_one_is_there() {
 }
 
 #[test]
+fn a_certificate_without_a_name_is_compared_with_the_one_that_the_server_orders() {
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("nameless"));
+    let mut tls = directory.write(&authority, &authority.issue(&["192.0.2.7"]));
+    tls.certificates[0].is_further = true;
+    let (file, issued) = (directory.0.join("certificate.pem"), authority.issue(&["turn.example.org"]));
+    fs::write(&file, format!("{}{}", issued.key, authority.chain(&issued))).unwrap();
+    let ordered =
+        CertificateFiles { certificate: file.clone(), private_key: file, is_further: false, is_ordered: true };
+    tls.certificates.insert(0, ordered);
+    let [_, CheckedCertificate { result, .. }] = &check(&tls, None)[..] else { panic!("there are two") };
+    let (_, warnings) = result.as_ref().unwrap();
+    assert!(warnings.len() == 1 && warnings[0].ends_with("gets the certificate of `tls.acme`"), "{warnings:?}");
+}
+
+#[test]
 fn missing_permissions_are_reported_with_advice() {
     let directory = Directory::new("obstacle");
     let file = directory.0.join("key.pem");

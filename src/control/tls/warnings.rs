@@ -125,6 +125,7 @@ pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>
             ));
         }
     }
+    let of_default = all.first().map(|(files, _)| files.settings()[0]).unwrap_or_default();
     for (place, (files, setup)) in all.iter().enumerate().skip(1) {
         let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);
         let earlier = || all.iter().take(place).filter(|(_, other)| other.key_type() == setup.key_type());
@@ -144,7 +145,7 @@ pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>
                 place,
                 format!(
                     "`{key}`: no client gets the certificate in `{file}`, because it has no DNS name (subjectAltName): \
-                     a client that connects to an address sends no name, and gets the certificate of `tls.certificate`"
+                     a client that connects to an address sends no name, and gets the certificate of `{of_default}`"
                 ),
             ));
         }

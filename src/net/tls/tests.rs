@@ -127,6 +127,16 @@ fn a_wildcard_matches_one_label_and_an_address_only_itself() {
     }
 }
 
+#[test]
+fn a_certificate_for_another_key_is_refused_for_that() {
+    let authority = Authority::new(NOW);
+    let [issued, other] = [(); 2].map(|()| authority.issue(&["localhost"]));
+    let chain = authority.chain(&issued);
+    assert!(check(chain.as_bytes(), issued.key.as_bytes()).is_ok());
+    let refused = check(chain.as_bytes(), other.key.as_bytes()).unwrap_err();
+    assert_eq!(refused.to_string(), "it is for another key");
+}
+
 proptest! {
     #[test]
     fn a_mutated_certificate_never_panics(

@@ -77,12 +77,32 @@ fn a_server_that_the_authority_cannot_reach_is_a_warning() {
     };
     let at_5349 = "[listen]\ntls = [\"[::]:5349\"]\n";
     let http = "[http]\nlisten = [\"[::]:80\"]\n";
+    let front = |port: u16| {
+        let names = "names = [\"turn.example.org\"]\n";
+        format!("{at_5349}{}[[front]]\nlisten = \"[::]:{port}\"\nweb = \"127.0.0.1:8443\"\n{names}", acme("auto"))
+    };
+    let tcp = "[listen]\ntcp = [\"[::]:443\"]\ntls = [\"[::]:5349\"]\n";
     for (text, warned) in [
         (format!("{LISTEN}{}", acme("auto")), None),
         (format!("{at_5349}{}{http}", acme("auto")), None),
-        (format!("{at_5349}{}", acme("auto")), Some("a TLS listener at port 443 (`listen.tls`), or an HTTP listener")),
-        (format!("{LISTEN}{}", acme("http-01")), Some("an HTTP listener without TLS at port 80 (`http.listen`)")),
-        (format!("{at_5349}{}{http}", acme("tls-alpn-01")), Some("a TLS listener at port 443 (`listen.tls`)")),
+        (format!("{tcp}{}", acme("tls-alpn-01")), None),
+        (front(443), None),
+        (front(80), None),
+        (
+            format!("{at_5349}{}", acme("auto")),
+            Some(
+                "to port 443 (`listen.tls`, `listen.tcp` or a `[[front]]`), or to port 80 (`http.listen` without TLS, or \
+                 a `[[front]]`), and",
+            ),
+        ),
+        (
+            format!("{LISTEN}{}", acme("http-01")),
+            Some("to port 80 (`http.listen` without TLS, or a `[[front]]`), and there is no such listener"),
+        ),
+        (
+            format!("{at_5349}{}{http}", acme("tls-alpn-01")),
+            Some("to port 443 (`listen.tls`, `listen.tcp` or a `[[front]]`), and there is no such listener"),
+        ),
     ] {
         let found = warnings(&text);
         assert_eq!(found.len(), usize::from(warned.is_some()), "{text}: {found:?}");
