@@ -1,15 +1,13 @@
 //! Where a connection to a port that the relay shares with a web site belongs, by its first bytes.
 
 use super::hello::{self, ClientHello, Read};
+use crate::net::tls::ACME_TLS;
 
 /// The application protocol of HTTP/1.1 over TLS (RFC 7301 §6), the only one of the server of this process.
 const HTTP: &[u8] = b"http/1.1";
 
 /// The application protocols of STUN and TURN (RFC 7443 §2).
 const STUN: [&[u8]; 2] = [b"stun.turn", b"stun.nat-discovery"];
-
-/// The application protocol of the challenge tls-alpn-01 (RFC 8737 §6.2).
-const ACME_TLS: &[u8] = b"acme-tls/1";
 
 /// The largest first byte of a STUN message (RFC 7983 §7).
 const LAST_STUN: u8 = 3;

@@ -24,7 +24,7 @@ pub(crate) mod tests;
 mod weakness;
 
 pub(crate) use certificate::{Certificate, date};
-pub(crate) use challenge::Challenges;
+pub(crate) use challenge::{ACME_TLS, Challenges};
 pub(crate) use handshake::{Acceptor, Failure, HANDSHAKE_RECORD, Stream, Usage};
 pub(crate) use selection::{KeyType, for_client};
 pub(crate) use weakness::weaknesses;

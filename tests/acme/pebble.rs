@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, SignatureScheme, StreamOwned};
+use tokio_rustls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, SignatureScheme};
 use turnserver::clock::{Clock, unix_seconds};
 
 use crate::support::any_certificate::AnyCertificate;
 use crate::support::certificates::Authority;
-use crate::support::tls::{TlsStream, tcp};
+use crate::support::tls::{TlsStream, handshake_of, tcp};
 use crate::support::{Controlled, Process, TIMEOUT, TempDir, config};
 
 /// The name of the server.
@@ -186,15 +186,7 @@ fn offering(
     .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     let name = ServerName::try_from(name.to_owned()).unwrap();
-    let server: SocketAddr = server.parse().unwrap();
-    let mut stream = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), tcp(server));
-    while stream.conn.is_handshaking() {
-        if let Err(error) = stream.conn.complete_io(&mut stream.sock) {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
-            return Err(inner.unwrap_or_else(|| panic!("not an error of TLS: {error}")));
-        }
-    }
-    Ok(stream)
+    handshake_of(ClientConnection::new(Arc::new(config), name).unwrap(), server.parse().unwrap())
 }
 
 /// Returns the certificate that the server presents.

@@ -75,7 +75,12 @@ pub(crate) fn handshake(
     authority: &Authority,
     offer: &Offer<'_>,
 ) -> Result<TlsStream, rustls::Error> {
-    let mut stream = StreamOwned::new(session(authority, offer), tcp(server));
+    handshake_of(session(authority, offer), server)
+}
+
+/// Connects and performs the handshake of a session.
+pub(crate) fn handshake_of(session: ClientConnection, server: SocketAddr) -> Result<TlsStream, rustls::Error> {
+    let mut stream = StreamOwned::new(session, tcp(server));
     while stream.conn.is_handshaking() {
         if let Err(error) = stream.conn.complete_io(&mut stream.sock) {
             let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use serde_json::json;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ClientConnection, SignatureScheme, StreamOwned};
+use tokio_rustls::rustls::{self, AlertDescription, ClientConfig, ClientConnection, SignatureScheme};
 use turnserver::clock::unix_seconds;
 
 use crate::support::any_certificate::AnyCertificate;
 use crate::support::certificates::{Authority, Issued};
-use crate::support::tls::{TlsStream, serial, tcp};
+use crate::support::tls::{handshake_of, serial};
 use crate::support::{Controlled, LogLine, TempDir, config, run, with_tls};
 
 const ALL: AnyCertificate = AnyCertificate(&[SignatureScheme::ED25519, SignatureScheme::ECDSA_NISTP256_SHA256]);
@@ -30,14 +30,8 @@ fn presented(server: SocketAddr, name: Option<&str>, signatures: AnyCertificate)
         .with_no_client_auth();
     config.enable_sni = name.is_some();
     let name = ServerName::try_from(name.unwrap_or("unnamed.example").to_owned()).unwrap();
-    let mut stream: TlsStream = StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), tcp(server));
-    while stream.conn.is_handshaking() {
-        if let Err(error) = stream.conn.complete_io(&mut stream.sock) {
-            let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned();
-            return Err(inner.unwrap_or_else(|| panic!("not an error of TLS: {error}")));
-        }
-    }
-    Ok(serial(&stream))
+    let session = ClientConnection::new(Arc::new(config), name).unwrap();
+    handshake_of(session, server).map(|stream| serial(&stream))
 }
 
 /// A server whose first certificate is the default one, and the files of its certificates.

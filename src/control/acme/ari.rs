@@ -2,8 +2,6 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use der::asn1::{AnyRef, ObjectIdentifier, OctetStringRef};
-use der::{Decode as _, Reader as _, SliceReader, Tag, TagNumber, Tagged as _};
 use instant_acme::CertificateIdentifier;
 use serde_json::Value;
 
@@ -11,8 +9,7 @@ use super::client::Client;
 use super::dates::rfc3339;
 use super::failure::Failure;
 use super::schedule::Window;
-
-const AUTHORITY_KEY_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.35");
+use crate::net::tls::Certificate;
 
 /// The suggestion, and when to ask again, in seconds.
 #[derive(Clone, Copy, Debug)]
@@ -47,60 +44,10 @@ fn window(info: &Value) -> Option<Window> {
 
 /// Returns the identifier of a certificate (RFC 9773 §4.1); `None` if it has no key identifier of its authority.
 pub(super) fn identifier(certificate: &[u8]) -> Option<CertificateIdentifier<'static>> {
-    let (key, serial) = parts(certificate).ok()?;
+    let Certificate { authority_key_identifier: key, serial_octets: serial, .. } =
+        Certificate::parse(certificate).ok()?;
     let [authority_key_identifier, serial] = [key?, serial].map(|part| URL_SAFE_NO_PAD.encode(part).into());
     Some(CertificateIdentifier { authority_key_identifier, serial })
-}
-
-/// Returns the key identifier of the authority, and the serial number.
-fn parts(certificate: &[u8]) -> der::Result<(Option<Vec<u8>>, Vec<u8>)> {
-    let outer = AnyRef::from_der(certificate)?;
-    let mut outer = SliceReader::new(outer.value())?;
-    outer.sequence(|body| {
-        if Tag::peek(body)?.is_context_specific() {
-            body.tlv_bytes()?; // version
-        }
-        let serial = AnyRef::decode(body)?.value().to_vec();
-        let mut key = None;
-        while !body.is_finished() {
-            let field = AnyRef::decode(body)?;
-            if field.tag().is_context_specific() && field.tag().number() == TagNumber(3) {
-                key = key_identifier(field.value())?;
-            }
-        }
-        Ok::<_, der::Error>((key, serial))
-    })
-}
-
-fn key_identifier(extensions: &[u8]) -> der::Result<Option<Vec<u8>>> {
-    let mut found = None;
-    SliceReader::new(extensions)?.sequence(|list| {
-        while !list.is_finished() {
-            list.sequence(|extension| {
-                let is_wanted = ObjectIdentifier::decode(extension)? == AUTHORITY_KEY_IDENTIFIER;
-                if Tag::peek(extension)? == Tag::Boolean {
-                    extension.tlv_bytes()?; // critical
-                }
-                let value = <&OctetStringRef>::decode(extension)?;
-                if is_wanted {
-                    found = SliceReader::new(value.as_bytes())?.sequence(|parts| {
-                        let mut key = None;
-                        while !parts.is_finished() {
-                            let part = AnyRef::decode(parts)?;
-                            // keyIdentifier (RFC 5280 §4.2.1.1)
-                            if part.tag().number() == TagNumber(0) {
-                                key = Some(part.value().to_vec());
-                            }
-                        }
-                        Ok::<_, der::Error>(key)
-                    })?;
-                }
-                Ok::<_, der::Error>(())
-            })?;
-        }
-        Ok::<_, der::Error>(())
-    })?;
-    Ok(found)
 }
 
 #[cfg(test)]

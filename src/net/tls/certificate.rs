@@ -10,6 +10,7 @@ use der::{DateTime, Decode as _, Reader, SliceReader, Tag, TagNumber, Tagged as 
 use super::weakness::{self, PublicKey};
 
 const SUBJECT_ALT_NAME: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.17");
+const AUTHORITY_KEY_IDENTIFIER: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.29.35");
 
 /// RFC 5280 §4.2.1.6: the choices of GeneralName that identify a server.
 const DNS_NAME: TagNumber = TagNumber(2);
@@ -24,6 +25,10 @@ pub(crate) struct Certificate {
     pub(crate) issuer: String,
     /// The serial number in hexadecimal.
     pub(crate) serial: String,
+    /// The same, as encoded.
+    pub(crate) serial_octets: Vec<u8>,
+    /// The identifier of the key that has signed the certificate, if the authority has added it (RFC 5280 §4.2.1.1).
+    pub(crate) authority_key_identifier: Option<Vec<u8>>,
     /// The DNS names of the subjectAltName, including wildcards.
     pub(crate) names: Vec<String>,
     /// The addresses of the subjectAltName.
@@ -54,17 +59,27 @@ impl Certificate {
                     body.sequence(|validity| Ok::<_, der::Error>((time(validity)?, time(validity)?)))?;
                 let subject_der = body.tlv_bytes()?.to_vec();
                 let key = PublicKey::parse(body.tlv_bytes()?); // subjectPublicKeyInfo
-                let (mut names, mut addresses) = (Vec::new(), Vec::new());
+                let (mut names, mut addresses, mut authority_key_identifier) = (Vec::new(), Vec::new(), None);
                 while !body.is_finished() {
                     let field = AnyRef::decode(body)?;
                     if field.tag().number() == TagNumber(3) {
-                        subject_alt_names(field.value(), &mut names, &mut addresses)?;
+                        extensions(field.value(), |id, value| match id {
+                            SUBJECT_ALT_NAME => subject_alt_names(value, &mut names, &mut addresses),
+                            AUTHORITY_KEY_IDENTIFIER => {
+                                // Clients do not need it.
+                                authority_key_identifier = key_identifier(value).unwrap_or_default();
+                                Ok(())
+                            }
+                            _ => Ok(()),
+                        })?;
                     }
                 }
                 Ok::<_, der::Error>(Self {
                     subject: distinguished_name(&subject_der)?,
                     issuer: distinguished_name(&issuer_der)?,
                     serial: hexadecimal(serial),
+                    serial_octets: serial.to_vec(),
+                    authority_key_identifier,
                     names,
                     addresses,
                     not_before,
@@ -168,33 +183,48 @@ fn time<'r>(reader: &mut impl Reader<'r>) -> der::Result<u64> {
     Ok(since.as_secs())
 }
 
-/// Adds the names and addresses of the subjectAltName in `extensions`.
-fn subject_alt_names(extensions: &[u8], names: &mut Vec<String>, addresses: &mut Vec<IpAddr>) -> der::Result<()> {
-    SliceReader::new(extensions)?.sequence(|list| {
+/// Passes each extension in `list` to `visit`: its identifier and its value.
+fn extensions(list: &[u8], mut visit: impl FnMut(ObjectIdentifier, &[u8]) -> der::Result<()>) -> der::Result<()> {
+    SliceReader::new(list)?.sequence(|list| {
         while !list.is_finished() {
             list.sequence(|extension| {
-                let is_names = ObjectIdentifier::decode(extension)? == SUBJECT_ALT_NAME;
+                let id = ObjectIdentifier::decode(extension)?;
                 if Tag::peek(extension)? == Tag::Boolean {
                     extension.tlv_bytes()?; // critical
                 }
-                let value = <&OctetStringRef>::decode(extension)?;
-                if is_names {
-                    SliceReader::new(value.as_bytes())?.sequence(|names_of| {
-                        while !names_of.is_finished() {
-                            let name = AnyRef::decode(names_of)?;
-                            match name.tag().number() {
-                                DNS_NAME => names.push(printable(name.value())),
-                                IP_ADDRESS => addresses.extend(address(name.value())),
-                                _ => {}
-                            }
-                        }
-                        Ok::<_, der::Error>(())
-                    })?;
-                }
-                Ok::<_, der::Error>(())
+                visit(id, <&OctetStringRef>::decode(extension)?.as_bytes())
             })?;
         }
         Ok(())
+    })
+}
+
+/// Adds the names and addresses of a subjectAltName.
+fn subject_alt_names(value: &[u8], names: &mut Vec<String>, addresses: &mut Vec<IpAddr>) -> der::Result<()> {
+    SliceReader::new(value)?.sequence(|all| {
+        while !all.is_finished() {
+            let name = AnyRef::decode(all)?;
+            match name.tag().number() {
+                DNS_NAME => names.push(printable(name.value())),
+                IP_ADDRESS => addresses.extend(address(name.value())),
+                _ => {}
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Returns the keyIdentifier of an authorityKeyIdentifier.
+fn key_identifier(value: &[u8]) -> der::Result<Option<Vec<u8>>> {
+    SliceReader::new(value)?.sequence(|parts| {
+        let mut key = None;
+        while !parts.is_finished() {
+            let part = AnyRef::decode(parts)?;
+            if part.tag().number() == TagNumber(0) {
+                key = Some(part.value().to_vec());
+            }
+        }
+        Ok(key)
     })
 }
 
