@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Interval, MissedTickBehavior};
 
+use super::acme;
 use super::api::PublishedCertificate;
 use crate::clock;
 use crate::config::{CertificateFiles, Tls};
@@ -208,15 +209,16 @@ impl Certificates {
         for (place, new) in loaded.all.iter_mut().enumerate() {
             let predecessor = present.and_then(|present| present.predecessor(place, &new.files)?.current.as_ref());
             // The former certificate stays in use until the server has ordered the new one. One in the state directory
-            // may come from an earlier time, with other names.
-            let is_wanted = |stored: &Setup| {
-                let own = &stored.certificate;
-                let domains = tls.acme.as_ref().map(|acme| acme.domains.as_slice()).unwrap_or_default();
-                own.is_valid_at(now) && domains.iter().all(|domain| own.covers(domain))
-            };
+            // may come from an earlier time, with other names, or from another authority.
             let is_kept = new.files.is_ordered && predecessor.is_some_and(|old| old.certificate.is_valid_at(now));
-            let stored = new.current.take().filter(|stored| !is_kept || is_wanted(stored));
-            let current = stored.or_else(|| predecessor.cloned());
+            if is_kept && let Some(stored) = new.current.take() {
+                let is_wanted = tls.acme.as_ref().is_none_or(acme::has_ordered);
+                // The next polls read one that is not yet valid again.
+                let early = early_warning(&new.files, &stored.certificate, now).filter(|_| is_wanted);
+                new.failure = early.map(TlsError);
+                new.current = Some(stored).filter(|stored| is_wanted && stored.certificate.is_valid_at(now));
+            }
+            let current = new.current.take().or_else(|| predecessor.cloned());
             if let Some(new_one) = &current
                 && predecessor.is_some_and(|old| old.certificate.is_valid_at(now))
                 && let Some(early) = early_warning(&new.files, &new_one.certificate, now)

@@ -113,7 +113,7 @@ pub(super) struct Watched {
     /// The stamps of the files when they were last read.
     seen: [Stamp; 2],
     /// Why the files are unusable.
-    failure: Option<TlsError>,
+    pub(super) failure: Option<TlsError>,
     failure_logged: bool,
     /// When to log the next expiry warning, in seconds since the Unix epoch.
     pub(super) next_warning: u64,

@@ -192,23 +192,6 @@ async fn a_certificate_that_the_server_orders_may_be_missing_and_the_former_one_
     let (given, _) = Certificates::load(&own, None).unwrap();
     let (reloaded, _) = Certificates::reload(Some(&given), &ordered, None).unwrap();
     assert_eq!(reloaded.current().unwrap().serial, given.current().unwrap().serial);
-    // Nor does an expired certificate of an earlier time, or one for other names, replace them.
-    let acme = crate::config::Config::parse(
-        "[listen]\ntls = [\"[::]:443\"]\n[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\nstate-directory = \"/nonexistent\"\n",
-        "t.toml",
-    );
-    let wanted = Tls { acme: acme.unwrap().tls.unwrap().acme, ..ordered.clone() };
-    let expired = authority.issue_for(&["turn.example.org"], now - 90 * DAY, now - DAY);
-    for worse in [expired, authority.issue(&["other.example.org"])] {
-        write(&worse);
-        let (reloaded, _) = Certificates::reload(Some(&given), &wanted, None).unwrap();
-        assert_eq!(reloaded.current().unwrap().serial, given.current().unwrap().serial);
-    }
-    let better = authority.issue(&["turn.example.org"]);
-    write(&better);
-    let (reloaded, _) = Certificates::reload(Some(&given), &wanted, None).unwrap();
-    assert_eq!(reloaded.current().unwrap().serial, better.serial);
-
     // A damaged one is not merely missing.
     fs::write(&file, "damaged").unwrap();
     let mut started = Certificates::load(&ordered, None).unwrap().0;
@@ -217,6 +200,58 @@ async fn a_certificate_that_the_server_orders_may_be_missing_and_the_former_one_
     let [CheckedCertificate { result, .. }] = &check(&ordered, None)[..] else { panic!("there is one certificate") };
     let (_, warnings) = result.as_ref().unwrap();
     assert!(warnings.len() == 1 && warnings[0].contains("cannot be used"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_reload_uses_the_stored_certificate_if_it_is_the_wanted_one_and_otherwise_keeps_the_former_one() {
+    const DIRECTORY: &str = "https://acme.example.org/directory";
+    let (authority, directory) = (Authority::new(clock::unix_seconds()), Directory::new("stored"));
+    let text = format!(
+        "[listen]\ntls = [\"[::]:443\"]\n[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\n\
+         directory = \"{DIRECTORY}\"\nstate-directory = {:?}\n",
+        directory.0
+    );
+    let wanted = crate::config::Config::parse(&text, "t.toml").unwrap().tls.unwrap();
+    let file = &wanted.certificates[0].certificate;
+    let write = |from: &str, issued: &Issued| {
+        let text = format!("# Ordered by turnserver from {from}\n{}{}", issued.key, authority.chain(issued));
+        fs::write(file, text).unwrap();
+    };
+    let own = directory.write(&authority, &authority.issue(&["localhost"]));
+    let (given, _) = Certificates::load(&own, None).unwrap();
+    let serial = |certificates: &Certificates| certificates.current().unwrap().serial.clone();
+    let reload = || Certificates::reload(Some(&given), &wanted, None).unwrap().0;
+
+    let now = clock::unix_seconds();
+    let expired = authority.issue_for(&["turn.example.org"], now - 90 * DAY, now - DAY);
+    let early = authority.issue_for(&["turn.example.org"], now + DAY, now + 90 * DAY);
+    let better = authority.issue(&["turn.example.org"]);
+    for (from, worse) in [
+        (DIRECTORY, &expired),
+        (DIRECTORY, &early),
+        (DIRECTORY, &authority.issue(&["other.example.org"])),
+        ("https://staging.example.org/directory", &better),
+    ] {
+        write(from, worse);
+        assert_eq!(serial(&reload()), serial(&given), "{from} {}", worse.serial);
+    }
+    write(DIRECTORY, &better);
+    assert_eq!(serial(&reload()), better.serial);
+
+    // One that is not yet valid is read again until it is, without another change of its file.
+    let soon = authority.issue_for(&["turn.example.org"], clock::unix_seconds() + 2, now + 90 * DAY);
+    write(DIRECTORY, &soon);
+    let mut reloaded = reload();
+    assert_eq!(serial(&reloaded), serial(&given));
+    let mut polls = tokio::time::interval(Duration::from_millis(50));
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while serial(&reloaded) != soon.serial {
+            polls.tick().await;
+            poll(&mut reloaded);
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]
