@@ -64,7 +64,7 @@ pub fn check(tls: &Tls, hostname: Option<&str>) -> Vec<CheckedCertificate> {
     // If one is unusable, it may be the one for the name.
     let usable: Option<Vec<(&CertificateFiles, &Setup)>> =
         pairs().map(|(files, setup)| Some((files, setup.as_ref().ok()?.as_ref()?))).collect();
-    let shared = usable.map(|usable| warnings::of_all(&usable, hostname)).unwrap_or_default();
+    let shared = usable.map(|usable| warnings::of_all(&usable, hostname, now)).unwrap_or_default();
     let none = |warning: String| {
         let names = tls.acme.as_ref().map(|acme| acme.domains.join(", ")).unwrap_or_default();
         Ok((format!("{names}: none yet"), vec![warning]))
@@ -109,7 +109,7 @@ const LOADED: &str = "certificate loaded";
 
 const REPLACED: &str = "certificate replaced for new connections";
 
-/// Certificates that were read and that the workers do not use yet.
+/// Certificates that were read or whose validity has changed, and that the workers do not use yet.
 #[must_use]
 pub(super) struct Replacement {
     acceptor: Acceptor,
@@ -153,7 +153,15 @@ impl Certificates {
         let all = all?;
         let mut polls = tokio::time::interval(POLL_INTERVAL);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self { hostname: hostname.map(str::to_owned), all, polls })
+        let mut loaded = Self { hostname: hostname.map(str::to_owned), all, polls };
+        loaded.compare(now);
+        Ok(loaded)
+    }
+
+    /// Compares the validity periods with the time. Returns whether a result has changed.
+    fn compare(&mut self, now: u64) -> bool {
+        let all = self.all.iter_mut().filter_map(|own| own.current.as_mut());
+        all.fold(false, |changed, current| current.compare(now) | changed)
     }
 
     fn acceptor(&self) -> Acceptor {
@@ -180,7 +188,7 @@ impl Certificates {
     }
 
     /// Reads the files that have changed. The caller passes new certificates to the workers and then to
-    /// [`log_replacement`](Self::log_replacement).
+    /// [`log_replacement`](Self::log_replacement). One that expires makes way for another one with its names.
     pub(super) fn poll(&mut self) -> Option<Replacement> {
         let now = clock::unix_seconds();
         let mut messages = Vec::new();
@@ -190,7 +198,7 @@ impl Certificates {
                 messages.push((place, message));
             }
         }
-        (!messages.is_empty()).then(|| Replacement { acceptor: self.acceptor(), messages })
+        (self.compare(now) || !messages.is_empty()).then(|| Replacement { acceptor: self.acceptor(), messages })
     }
 
     /// Loads the certificates of another configuration, or the same ones again. The caller passes them to the workers
@@ -247,6 +255,10 @@ impl Certificates {
 
     /// Logs that the workers use new certificates.
     pub(super) fn log_replacement(&self, replacement: &Replacement) {
+        if replacement.messages.is_empty() {
+            // Only the validity has changed, which `poll` logs.
+            return;
+        }
         let now = clock::unix_seconds();
         let new = |place: usize| replacement.messages.iter().find(|(new, _)| *new == place);
         for (place, own) in self.all.iter().enumerate() {
@@ -268,7 +280,7 @@ impl Certificates {
         }
         let all = self.all.iter().filter_map(|own| Some((&own.files, own.current.as_ref()?)));
         let all: Vec<(&CertificateFiles, &Setup)> = all.collect();
-        for (_, warning) in warnings::of_all(&all, self.hostname.as_deref()) {
+        for (_, warning) in warnings::of_all(&all, self.hostname.as_deref(), now) {
             tracing::warn!(event = "certificate-warning", "{warning}");
         }
     }

@@ -40,9 +40,19 @@ pub(crate) struct Setup {
     pub(crate) issuers: Vec<Certificate>,
     /// The state of the certificate chain in the file.
     pub(crate) chain: Chain,
+    /// Whether the certificate was outside its validity period at the time of [`compare`](Self::compare).
+    is_invalid: bool,
 }
 
 impl Setup {
+    /// Compares the validity period with the time, in seconds since the Unix epoch. Returns whether the result has changed.
+    ///
+    /// Clients get a valid certificate rather than another one.
+    pub(crate) fn compare(&mut self, unix: u64) -> bool {
+        let is_invalid = !self.certificate.is_valid_at(unix);
+        std::mem::replace(&mut self.is_invalid, is_invalid) != is_invalid
+    }
+
     /// Returns the certificate of the server, in DER.
     pub(crate) fn der(&self) -> &[u8] {
         self.certified.cert.first().map(|der| &**der).unwrap_or_default()
@@ -123,7 +133,7 @@ pub(crate) fn load(certificate: &Path, key: &Path) -> Result<Setup, LoadError> {
     let mut issuers = parsed.into_iter();
     let certificate = issuers.next().ok_or(LoadError::Certificate(FileError::NoCertificate))?;
     let certified = Arc::new(CertifiedKey::new(chain, key));
-    Ok(Setup { certified, certificate, issuers: issuers.collect(), chain: order })
+    Ok(Setup { certified, certificate, issuers: issuers.collect(), chain: order, is_invalid: false })
 }
 
 /// Checks a certificate chain and its key, in PEM. The caller checks the names and the validity period.

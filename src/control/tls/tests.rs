@@ -6,6 +6,7 @@ use std::{fs, io};
 
 use super::files::{next_warning, permission_advice};
 use super::*;
+use crate::net::tls::for_client;
 use crate::test_certificates::{Authority, Issued};
 
 /// A temporary directory with a certificate, deleted when dropped.
@@ -265,6 +266,54 @@ async fn other_certificates_serve_until_the_ordered_one_is_there() {
     let lines = logged(|| drop(Certificates::load(&tls, None).unwrap()));
     let missing = lines.iter().find(|line| line.contains("certificate-missing")).unwrap();
     assert!(missing.contains("gets one of the other certificates"), "{missing}");
+}
+
+// The server starts with an expired certificate that it has ordered, and any certificate may expire while it runs.
+#[tokio::test]
+async fn an_expired_certificate_makes_way_for_a_valid_one_with_its_name_and_comes_back_when_it_is_renewed() {
+    let now = clock::unix_seconds();
+    let (authority, directory) = (Authority::new(now), Directory::new("expired"));
+    let further_directory = directory.0.join("further");
+    fs::create_dir_all(&further_directory).unwrap();
+    let file = directory.0.join("certificate.pem");
+    let write = |issued: &Issued| fs::write(&file, format!("{}{}", issued.key, authority.chain(issued))).unwrap();
+    let further = authority.issue(&["*.example.org"]);
+    let [certificate, private_key] = authority.write(&further, &further_directory);
+    let certificates = vec![
+        CertificateFiles { certificate: file.clone(), private_key: file.clone(), is_further: false, is_ordered: true },
+        CertificateFiles { certificate, private_key, is_further: true, is_ordered: false },
+    ];
+    let tls = Tls { certificates, acme: None };
+    let expired = authority.issue_for(&["turn.example.org"], now - 90 * DAY, now - DAY);
+    write(&expired);
+    let (mut certificates, _) = Certificates::load(&tls, None).unwrap();
+    let selected = |certificates: &Certificates| {
+        let all: Vec<Setup> = certificates.all.iter().filter_map(|own| own.current.clone()).collect();
+        for_client(&all, Some("turn.example.org")).unwrap().certificate.serial.clone()
+    };
+    assert_eq!(selected(&certificates), further.serial);
+    // Without another one for the name, clients get the expired one.
+    let alone = Tls { certificates: tls.certificates[..1].to_vec(), acme: None };
+    assert_eq!(selected(&Certificates::load(&alone, None).unwrap().0), expired.serial);
+
+    let renewed = authority.issue_for(&["turn.example.org"], now - 90 * DAY, clock::unix_seconds() + 2);
+    write(&renewed);
+    assert!(certificates.poll().is_some());
+    assert_eq!(selected(&certificates), renewed.serial);
+    // Until it expires, which the workers have to know.
+    let mut polls = tokio::time::interval(Duration::from_millis(50));
+    let replacement = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            polls.tick().await;
+            if let Some(replacement) = certificates.poll() {
+                break replacement;
+            }
+        }
+    });
+    let replacement = replacement.await.unwrap();
+    assert_eq!(selected(&certificates), further.serial);
+    assert_eq!(logged(|| certificates.log_replacement(&replacement)), [""; 0]);
+    assert!(certificates.poll().is_none());
 }
 
 #[test]

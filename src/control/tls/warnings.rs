@@ -91,7 +91,7 @@ pub(super) fn expiry_warning(files: &CertificateFiles, certificate: &Certificate
 }
 
 /// Returns the warnings that concern several certificates: each with the place of the certificate that causes it.
-pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>) -> Vec<(usize, String)> {
+pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>, now: u64) -> Vec<(usize, String)> {
     let mut warnings = Vec::new();
     // A certificate without any name has its own warning.
     if let (Some(host), Some((files, default))) = (hostname, all.first())
@@ -128,7 +128,11 @@ pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>
     let of_default = all.first().map(|(files, _)| files.settings()[0]).unwrap_or_default();
     for (place, (files, setup)) in all.iter().enumerate().skip(1) {
         let ([key, _], file, own) = (files.settings(), files.certificate.display(), &setup.certificate);
-        let earlier = || all.iter().take(place).filter(|(_, other)| other.key_type() == setup.key_type());
+        // A client gets a valid certificate rather than an earlier one that is not.
+        let precedes = |other: &Setup| {
+            other.key_type() == setup.key_type() && (other.certificate.is_valid_at(now) || !own.is_valid_at(now))
+        };
+        let earlier = || all.iter().take(place).filter(|(_, other)| precedes(other));
         let is_twin_of_default = all.first().is_some_and(|(_, default)| own.is_for_the_names_of(&default.certificate));
         if let Some((other, _)) = earlier().find(|(_, other)| own.is_for_the_names_of(&other.certificate)) {
             warnings.push((

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::config::{CertificateFiles, Config, Front, WebSite};
+use super::certificates;
+use crate::config::{Config, Front, WebSite};
 use crate::doctor::finding::Finding;
 use crate::doctor::remote::Report;
 use crate::net::tls;
@@ -16,9 +17,8 @@ use crate::net::tls;
 const CONNECT: Duration = Duration::from_secs(2);
 
 pub(super) fn examine(config: &Config, report: Report<'_>) {
-    let load = |files: &CertificateFiles| tls::load(&files.certificate, &files.private_key).ok();
     // What is wrong with the files has been reported.
-    let setups: Option<Vec<_>> = config.tls.as_ref().and_then(|tls| tls.certificates.iter().map(load).collect());
+    let setups = certificates(config);
     for front in &config.fronts {
         report(web_site(front).of(front.listen));
         for name in &front.names {

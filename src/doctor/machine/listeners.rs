@@ -4,10 +4,10 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-use super::reachable;
 use super::socket_unit::SocketUnit;
+use super::{certificates, reachable};
 use crate::client::{Allocate, Failure, Request};
-use crate::config::{CertificateFiles, Config, Front, StaticUser};
+use crate::config::{Config, Front, StaticUser};
 use crate::control::Choice;
 use crate::doctor::finding::{Finding, Status};
 use crate::doctor::ice_servers::IceServer;
@@ -260,9 +260,7 @@ pub(super) fn examine_relaying(
         ));
     };
     let name = name(config);
-    let load = |files: &CertificateFiles| tls::load(&files.certificate, &files.private_key).ok();
-    let setups: Option<Vec<_>> = config.tls.as_ref().and_then(|tls| tls.certificates.iter().map(load).collect());
-    let setups = setups.unwrap_or_default();
+    let setups = certificates(config).unwrap_or_default();
     let certificate = |name: Option<&str>| tls::for_client(&setups, name).map(|own| own.certificate.clone());
     let expected = Expected { certificate: certificate(name.as_deref()), name };
     for endpoint in running {

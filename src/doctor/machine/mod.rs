@@ -17,9 +17,11 @@ use std::path::Path;
 use super::finding::{Finding, Status};
 use super::remote::Report;
 use super::trust::Trust;
-use crate::config::Config;
+use crate::clock;
+use crate::config::{CertificateFiles, Config};
 use crate::control::{self, CheckedCertificate, Choice, Source};
 use crate::net::clock_state;
+use crate::net::tls::{self, Setup};
 use crate::transport::Endpoint;
 use socket_unit::SocketUnit;
 
@@ -136,6 +138,17 @@ fn certificate(config: &Config, report: Report<'_>) {
             Err(error) => report(own_fault("certificate", error.to_string()).of(file.display())),
         }
     }
+}
+
+/// Returns the certificates as the server selects from them; `None` if one cannot be used.
+fn certificates(config: &Config) -> Option<Vec<Setup>> {
+    let now = clock::unix_seconds();
+    let load = |files: &CertificateFiles| {
+        let mut setup = tls::load(&files.certificate, &files.private_key).ok()?;
+        setup.compare(now);
+        Some(setup)
+    };
+    config.tls.as_ref()?.certificates.iter().map(load).collect()
 }
 
 /// Returns the files that allocations and connections can use.

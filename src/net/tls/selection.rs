@@ -50,10 +50,10 @@ enum Fit {
 
 /// Returns the certificate for a client. `usable` tells whether the client can verify signatures of a key.
 ///
-/// A certificate with the name itself precedes one with a wildcard. Of several, an ECDSA key precedes an RSA key, and
-/// then the first one is used. Without a name, or with an unknown one, the client gets the default certificate or another one
-/// that is for the same names: an operator may have one of each type of key.
-fn select<'s>(all: &'s [Setup], name: Option<&str>, usable: impl Fn(&Setup) -> bool) -> Option<&'s Setup> {
+/// A valid certificate precedes an expired one, one with the name itself precedes one with a wildcard, an ECDSA key precedes
+/// an RSA key, and then the first one is used. Without a name, or with an unknown one, the client gets the default
+/// certificate or another one that is for the same names: an operator may have one of each type of key.
+pub(super) fn select<'s>(all: &'s [Setup], name: Option<&str>, usable: impl Fn(&Setup) -> bool) -> Option<&'s Setup> {
     let default = all.first()?;
     let fit = |setup: &Setup| match name? {
         name if setup.certificate.has_name(name) => Some(Fit::Name),
@@ -61,13 +61,15 @@ fn select<'s>(all: &'s [Setup], name: Option<&str>, usable: impl Fn(&Setup) -> b
         _ => None,
     };
     let fitting = || all.iter().filter_map(|setup| Some((fit(setup)?, setup)));
-    let best = fitting().filter(|(_, setup)| usable(setup)).min_by_key(|(fit, setup)| (*fit, setup.key_type()));
+    let rank = |(fit, setup): &(Fit, &Setup)| (setup.is_invalid, *fit, setup.key_type());
+    let best = fitting().filter(|(_, setup)| usable(setup)).min_by_key(rank);
     // If the client can verify none of them, the TLS library tells it so.
     if let Some((_, setup)) = best.or_else(|| fitting().next()) {
         return Some(setup);
     }
     let same_names = all.iter().filter(|setup| setup.certificate.is_for_the_names_of(&default.certificate));
-    same_names.filter(|setup| usable(setup)).min_by_key(|setup| setup.key_type()).or(Some(default))
+    let rank = |setup: &&Setup| (setup.is_invalid, setup.key_type());
+    same_names.filter(|setup| usable(setup)).min_by_key(rank).or(Some(default))
 }
 
 /// Returns the certificate for a client that supports every type of key.

@@ -9,17 +9,12 @@ use tokio_rustls::rustls::crypto::{ActiveKeyExchange, SharedSecret, SupportedKxG
 use tokio_rustls::rustls::{ClientConfig, ClientConnection, NamedGroup, RootCertStore};
 
 use super::*;
-use crate::test_certificates::Authority;
+use crate::test_certificates::{Authority, Issued};
 
 /// Returns the server side, and the session of a client whose only key share is of a group that the server does not support.
 pub(crate) fn session_without_usable_key_share() -> (Acceptor, ClientConnection) {
     let authority = Authority::new(crate::clock::unix_seconds());
-    let issued = authority.issue(&["localhost"]);
-    let chain = CertificateDer::pem_slice_iter(authority.chain(&issued).as_bytes()).map(Result::unwrap).collect();
-    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
-    let certified = Arc::new(CertifiedKey::new(chain, ring::sign::any_supported_type(&key).unwrap()));
-    let certificate = Certificate::parse(&der(&issued.own)).unwrap();
-    let acceptor = Acceptor::new(vec![Setup { certified, certificate, issuers: Vec::new(), chain: Chain::Ordered }]);
+    let acceptor = Acceptor::new(vec![setup(&authority, &authority.issue(&["localhost"]))]);
     let mut provider = ring::default_provider();
     provider.kx_groups = vec![&Unsupported, ring::kx_group::X25519];
     let mut roots = RootCertStore::empty();
@@ -30,6 +25,14 @@ pub(crate) fn session_without_usable_key_share() -> (Acceptor, ClientConnection)
         .with_root_certificates(roots)
         .with_no_client_auth();
     (acceptor, ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap())
+}
+
+fn setup(authority: &Authority, issued: &Issued) -> Setup {
+    let chain = CertificateDer::pem_slice_iter(authority.chain(issued).as_bytes()).map(Result::unwrap).collect();
+    let key = PrivateKeyDer::from_pem_slice(issued.key.as_bytes()).unwrap();
+    let certified = Arc::new(CertifiedKey::new(chain, ring::sign::any_supported_type(&key).unwrap()));
+    let certificate = Certificate::parse(&der(&issued.own)).unwrap();
+    Setup { certified, certificate, issuers: Vec::new(), chain: Chain::Ordered, is_invalid: false }
 }
 
 /// A group that the server does not support.
@@ -125,6 +128,35 @@ fn a_wildcard_matches_one_label_and_an_address_only_itself() {
     for host in ["example.org", "a.turn.example.org", "example.net", "a.b.example.net", "192.0.2.8", "[2001:db8::8]"] {
         assert!(!certificate.covers(host), "{host}");
     }
+}
+
+#[test]
+fn a_certificate_that_is_not_valid_is_for_clients_that_can_use_no_other_one() {
+    let authority = Authority::new(NOW);
+    let expired = |names: &[&str]| authority.issue_for(names, NOW - 90 * DAY, NOW - DAY);
+    let issued = [
+        expired(&["turn.example.org"]),
+        authority.issue_with_ed25519(&["turn.example.org"]),
+        authority.issue_for(&["web.example.org"], NOW + DAY, NOW + 90 * DAY),
+        authority.issue(&["*.example.org"]),
+        expired(&["a.example.net"]),
+    ];
+    let mut all = issued.each_ref().map(|issued| setup(&authority, issued));
+    assert_eq!(all.each_mut().map(|setup| setup.compare(NOW)), [true, false, true, false, true]);
+    let selected = |name| for_client(&all, name).unwrap().certificate.serial.as_str();
+    for (name, expected) in [
+        (Some("turn.example.org"), 1),
+        (Some("web.example.org"), 3),
+        (Some("a.example.net"), 4),
+        // The twin of the default one.
+        (None, 1),
+    ] {
+        assert_eq!(selected(name), issued[expected].serial, "{name:?}");
+    }
+    let only_ecdsa = selection::select(&all, Some("turn.example.org"), |setup| setup.key_type() == KeyType::Ecdsa);
+    assert_eq!(only_ecdsa.unwrap().certificate.serial, issued[3].serial);
+    assert!(all.iter_mut().any(|setup| setup.compare(NOW - 2 * DAY)));
+    assert_eq!(for_client(&all, Some("turn.example.org")).unwrap().certificate.serial, issued[0].serial);
 }
 
 #[test]
