@@ -87,8 +87,8 @@ impl SocketUnit {
                 all.push(Finding::fault(
                     "unit",
                     format!(
-                        "systemd binds {lines} sockets for {endpoint}, and there are only {workers} workers, so the \
-                             server does not start"
+                        "{NAME} has {lines} sockets for {endpoint}, and there are only {workers} workers, so the \
+                             server does not start if the unit is in use"
                     ),
                     format!("list the address at most {workers} times, or set more `workers`"),
                 ));
@@ -96,8 +96,8 @@ impl SocketUnit {
                 all.push(Finding::warning(
                     "unit",
                     format!(
-                        "systemd binds sockets for {endpoint} for {lines} of {workers} workers, so the others do not \
-                             serve it"
+                        "{NAME} has sockets for {endpoint} for {lines} of {workers} workers, so the others do not \
+                             serve it if the unit is in use"
                     ),
                     format!("list the address {workers} times, with ReusePort=yes, or set fewer `workers`"),
                 ));
@@ -110,8 +110,8 @@ impl SocketUnit {
                 all.push(Finding::fault(
                     "unit",
                     format!(
-                        "systemd binds {lines} sockets for {address}, which is one of http.listen or front.listen, so \
-                             the server does not start"
+                        "{NAME} has {lines} sockets for {address}, which is one of http.listen or front.listen, so \
+                             the server does not start if the unit is in use"
                     ),
                     "list the address once",
                 ));
@@ -135,12 +135,12 @@ impl SocketUnit {
         };
         let (used, unused): (Vec<&PassedSocket>, Vec<&PassedSocket>) = self.sockets.iter().partition(is_used);
         if unused.is_empty() {
-            Finding::ok("unit", format!("systemd passes sockets to the service: {}", used.len()))
+            Finding::ok("unit", format!("{NAME}, if it is in use, passes sockets to the service: {}", used.len()))
         } else {
             let names: Vec<&str> = unused.iter().map(|socket| socket.value.as_str()).collect();
             Finding::warning(
                 "unit",
-                format!("systemd binds sockets that no listener of the configuration has: {}", names.join(", ")),
+                format!("{NAME} has sockets that no listener of the configuration has: {}", names.join(", ")),
                 "set exactly these addresses in listen.udp, listen.tcp, listen.tls, http.listen, front.listen or \
                  control.socket, or remove them from the unit",
             )
@@ -150,6 +150,8 @@ impl SocketUnit {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use crate::doctor::finding::Status;
 
@@ -157,7 +159,9 @@ mod tests {
                         ListenStream=/run/turnserver/control.sock\nReusePort=yes\n";
 
     fn read(text: &str) -> SocketUnit {
-        let root = std::env::temp_dir().join(format!("turnserver-socket-unit-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let root = std::env::temp_dir().join(format!("turnserver-socket-unit-{}-{number}", std::process::id()));
         let directory = root.join("etc/systemd/system");
         fs::create_dir_all(&directory).unwrap();
         fs::write(directory.join(NAME), text).unwrap();
@@ -178,7 +182,8 @@ mod tests {
         let config = |text: &str| Config::parse(text, "turnserver.toml").unwrap();
         let fitting = config("[listen]\ntcp = [\"[::]:443\"]\n[http]\nlisten = [\"127.0.0.1:9641\"]\n");
         let finding = unit.unused(&fitting);
-        assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, "systemd passes sockets to the service: 4"));
+        let expected = "turnserver.socket, if it is in use, passes sockets to the service: 4";
+        assert_eq!((finding.status, finding.what.as_str()), (Status::Ok, expected));
         let front = "[[front]]\nlisten = \"[::]:443\"\nweb = \"127.0.0.1:8443\"\nnames = [\"turn.example.org\"]\n";
         let with_front = config(&format!("[http]\nlisten = [\"127.0.0.1:9641\"]\n{front}"));
         assert_eq!(unit.unused(&with_front).status, Status::Ok);
