@@ -220,7 +220,8 @@ impl Certificates {
             // may come from an earlier time, with other names, or from another authority.
             let is_kept = new.files.is_ordered && predecessor.is_some_and(|old| old.certificate.is_valid_at(now));
             if is_kept && let Some(stored) = new.current.take() {
-                let is_wanted = tls.acme.as_ref().is_none_or(acme::has_ordered);
+                let fits = |ordered| acme::ordered_certificate_fits(ordered) == Some(true);
+                let is_wanted = tls.acme.as_ref().is_none_or(fits);
                 // The next polls read one that is not yet valid again.
                 let early = early_warning(&new.files, &stored.certificate, now).filter(|_| is_wanted);
                 new.failure = early.map(TlsError);

@@ -29,7 +29,6 @@ use challenges::ChallengeSender;
 
 pub(super) use challenges::Pending;
 pub(super) use status::{Published, State, Status};
-pub(super) use store::has_ordered;
 
 /// What the thread needs of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

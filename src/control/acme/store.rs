@@ -219,13 +219,6 @@ impl StoredCertificate {
     }
 }
 
-/// Returns whether the certificate in the state directory is the one that the configuration wants, apart from its validity.
-pub(in crate::control) fn has_ordered(acme: &Acme) -> bool {
-    let path = acme.files().certificate;
-    let stored = file::read(&path).ok().and_then(|bytes| StoredCertificate::parse(&path, &bytes));
-    stored.is_some_and(|stored| stored.fits(acme))
-}
-
 /// Room for a certificate. Dropping it removes the file.
 #[derive(Debug)]
 pub(super) struct Reserved {
