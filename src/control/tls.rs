@@ -257,7 +257,7 @@ impl Certificates {
     /// Logs that the workers use new certificates.
     pub(super) fn log_replacement(&self, replacement: &Replacement) {
         if replacement.messages.is_empty() {
-            // Only the validity has changed, which `poll` logs.
+            // Only the validity has changed. `poll` logs an expiry.
             return;
         }
         let now = clock::unix_seconds();

@@ -61,12 +61,15 @@ fn a_wait_that_the_authority_demands_outlives_crashes_and_other_listeners_but_is
         assert!(kept.contains("too many new orders") && kept.contains("as the authority demands"), "{kept}");
         again.lines(&["reload"]);
         assert_eq!(next_try(&again), next);
-        assert_eq!(proxy.count("/order-plz"), 1);
 
         is_limited.store(false, Ordering::Relaxed);
         reload(&again, &config(&[NAME, "other.example.org"], ""));
         wait_for(&again, "certificate", 1);
         trusted(&place, TLS, "other.example.org");
+        // Nothing else was ordered for the first name alone. Pebble may have refused the nonce of the last order.
+        let requests = proxy.requests();
+        let orders = requests.iter().filter(|request| request.path == "/order-plz");
+        assert_eq!(orders.filter(|order| !order.payload.contains("other.example.org")).count(), 1, "{requests:?}");
         assert!(files(&place).iter().all(|(name, _)| name != "back"), "{:?}", files(&place));
     });
 }

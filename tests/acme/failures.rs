@@ -251,7 +251,7 @@ fn a_wrong_clock_stops_orders_and_leaves_the_old_certificate() {
         let failed = wait_for(&controlled, "acme-failed", 1);
         assert!(failed.contains("which is 80 d ahead of the clock of the authority: set the clock"), "{failed}");
         call.relay();
-        // Nobody reloads after the clock is set.
+        // There is no reload after the clock is set.
         set(0);
         let is_soon = || status(&controlled)["next_try"].as_u64().is_some_and(|next| next <= unix_seconds() + 80);
         wait_until(is_soon, "the next order is as late as the clock was ahead");

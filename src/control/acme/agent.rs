@@ -126,12 +126,12 @@ impl Agent {
             let result = tokio::select! {
                 // A certificate that is no longer wanted is not ordered.
                 change = end_of_order(&mut self.settings, &settings, challenge, &mut is_reloaded) => {
+                    // The order has ended without its last step, and it is not a failure.
+                    certificate.keep_back_off();
                     if matches!(change, Change::End) {
                         return false;
                     }
-                    // The order has ended without its last step, and it is not a failure.
                     self.sender.publish(Arc::default()).await;
-                    certificate.keep_back_off();
                     return true;
                 }
                 result = tokio::time::timeout(ORDER_TIME, certificate.order()) => result,
@@ -216,7 +216,7 @@ struct Managed {
     back_off: BackOff,
     /// Whether the failures are about opening the state directory.
     is_closed: bool,
-    /// Whether the operator wants an order at once.
+    /// Whether the operator wants an order at once, as soon as the state directory is open.
     is_reloaded: bool,
     /// The failures since the last success or reload: each one moves on to the next challenge.
     tried: usize,
@@ -295,7 +295,7 @@ impl Managed {
         {
             self.continue_wait(back_off, now);
         }
-        self.store = Some(store);
+        (self.store, self.is_reloaded) = (Some(store), false);
         Ok(())
     }
 
@@ -329,7 +329,7 @@ impl Managed {
 
     /// Returns what else ends a wait after a failure, as the end of a sentence.
     fn or_earlier(&self) -> &'static str {
-        if self.back_off.is_demanded { ", as the authority demands" } else { ", or at a reload" }
+        if self.back_off.is_demanded() { ", as the authority demands" } else { ", or at a reload" }
     }
 
     /// Returns whether it is time to ask the authority when it suggests to renew the certificate.
@@ -385,6 +385,7 @@ impl Managed {
     fn retry(&mut self) {
         self.tried = 0;
         self.back_off.end();
+        self.is_reloaded = self.store.is_none();
     }
 
     /// Writes the wait after failures as it is.

@@ -23,8 +23,8 @@ pub(super) struct BackOff {
     pub(super) retry_at: u64,
     /// The time from the last failure to the next order.
     pub(super) wait: u64,
-    /// Whether the authority has chosen that time.
-    pub(super) is_demanded: bool,
+    /// The part of that time that the authority has demanded.
+    pub(super) demanded: u64,
     /// When the last order failed, since the Unix epoch, and why.
     pub(super) last_error: Option<(u64, String)>,
 }
@@ -34,16 +34,21 @@ impl BackOff {
     pub(super) fn add(&mut self, failure: &Failure, now: u64, left: Option<u64>, fraction: f64) {
         self.failures = self.failures.saturating_add(1);
         self.wait = schedule::wait(self.failures, failure.wait, left, fraction);
-        self.is_demanded = failure.wait.is_some_and(|demanded| demanded > MINUTE);
+        self.demanded = Some(schedule::demand(failure.wait, left)).filter(|time| *time > MINUTE).unwrap_or_default();
         self.retry_at = now + self.wait;
         self.last_error = Some((now, failure.message.clone()));
     }
 
-    /// Makes the next order at once, unless the authority has chosen another time.
+    /// Makes the next order at once, or as soon as the authority permits it.
     pub(super) fn end(&mut self) {
-        if !self.is_demanded {
-            self.retry_at = 0;
-        }
+        let failed_at = self.last_error.as_ref().map_or(0, |(at, _)| *at);
+        let earliest = if self.demanded > 0 { failed_at.saturating_add(self.demanded) } else { 0 };
+        self.retry_at = self.retry_at.min(earliest);
+    }
+
+    /// Whether the authority has demanded all of the wait.
+    pub(super) fn is_demanded(&self) -> bool {
+        self.demanded >= self.wait
     }
 
     /// Brings the next order into reach, in case that the clock was ahead at the last failure.
@@ -61,7 +66,7 @@ impl BackOff {
             "failures": self.failures,
             "retry_at": self.retry_at,
             "wait": self.wait,
-            "is_demanded": self.is_demanded,
+            "demanded": self.demanded,
             "failed_at": at,
             "error": error,
         });
@@ -95,7 +100,7 @@ impl BackOff {
                 retry_at: number("retry_at")?,
                 // No wait is longer.
                 wait: number("wait").filter(|wait| *wait <= schedule::LONGEST_DEMAND)?,
-                is_demanded: value.get("is_demanded")?.as_bool()?,
+                demanded: number("demanded").filter(|demanded| *demanded <= schedule::LONGEST_DEMAND)?,
                 last_error: number("failed_at").zip(error),
             };
             Some((is_wanted && back_off.failures > 0).then_some(back_off))
@@ -154,7 +159,7 @@ mod tests {
         for (from, to) in [
             ("\"wait\":7200", "\"wait\":18446744073709551615"),
             ("\"failures\":1", "\"failures\":-1"),
-            ("\"is_demanded\":true", "\"is_demanded\":1"),
+            ("\"demanded\":7200", "\"demanded\":true"),
             ("[\"a.example.org\"]", "[1]"),
         ] {
             assert!(file.contains(from), "{file}");
@@ -167,11 +172,19 @@ mod tests {
     fn the_operator_ends_a_wait_that_the_authority_has_not_demanded() {
         let mut back_off = limited();
         back_off.end();
-        assert_eq!(back_off.retry_at, NOW + 7_200);
+        assert_eq!((back_off.retry_at, back_off.is_demanded()), (NOW + 7_200, true));
         back_off.add(&Failure::new("refused"), NOW + 7_200, None, 0.0);
         assert_eq!((back_off.retry_at, back_off.failures), (NOW + 7_380, 2));
+        assert!(!back_off.is_demanded());
         back_off.end();
         assert_eq!(back_off.retry_at, 0);
+        // The server's own wait is longer.
+        for _ in 3..=7 {
+            back_off.add(&Failure { wait: Some(120), ..Failure::new("later") }, NOW, None, 0.0);
+        }
+        assert_eq!((back_off.retry_at, back_off.is_demanded()), (NOW + 21_600, false));
+        back_off.end();
+        assert_eq!(back_off.retry_at, NOW + 120);
     }
 
     #[test]

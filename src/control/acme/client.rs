@@ -95,7 +95,7 @@ impl Client {
         let wait = self.observed().retry_after;
         match error {
             Error::Api(problem) => of_problem(problem, wait),
-            Error::Timeout(_) => Failure::new("the authority did not finish its checks in time"),
+            Error::Timeout(_) => Failure::new("the authority did not finish in time"),
             Error::Json(error) => Failure::new(format!(
                 "the authority sent something other than RFC 8555 describes: {}",
                 text(&error.to_string())

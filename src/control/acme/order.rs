@@ -187,7 +187,7 @@ impl Request<'_> {
             let name = authorization.identifier().to_string();
             let found = authorization.challenges.iter().find_map(|challenge| challenge.error.as_ref());
             if let Some(problem) = found {
-                let failure = of_challenge(problem, self.client.retry_after());
+                let failure = of_challenge(problem);
                 return Some(failure.context(&format!("{} was not approved", text(&name))));
             }
         }

@@ -89,10 +89,14 @@ fn part(time: u64, fraction: f64) -> u64 {
 /// quarter longer, by `fraction`. `demanded` is what the authority demands (RFC 8555 §6.6), `left` the life that the
 /// present certificate has left, if there is one that has not expired.
 pub(super) fn wait(failures: u32, demanded: Option<u64>, left: Option<u64>, fraction: f64) -> u64 {
-    let wait = FACTOR.saturating_pow(failures.saturating_sub(1)).saturating_mul(FIRST_WAIT).min(LONGEST_WAIT);
-    let wait = wait + part(wait / 4, fraction);
+    let own = FACTOR.saturating_pow(failures.saturating_sub(1)).saturating_mul(FIRST_WAIT).min(LONGEST_WAIT);
+    (own + part(own / 4, fraction)).max(demand(demanded, left))
+}
+
+/// Returns the part of a wait that the authority can demand: all of it, but not for ever. Zero if it demands none.
+pub(super) fn demand(demanded: Option<u64>, left: Option<u64>) -> u64 {
     let longest = left.map_or(LONGEST_DEMAND, |left| (left / 2).clamp(SHORTEST_DEMAND, LONGEST_DEMAND));
-    wait.max(demanded.unwrap_or_default().min(longest))
+    demanded.unwrap_or_default().min(longest)
 }
 
 /// Returns when to look at the suggestion of the authority again. `demanded` is the time that it names.

@@ -240,7 +240,7 @@ async fn a_reload_uses_the_stored_certificate_if_it_is_the_wanted_one_and_otherw
     assert_eq!(serial(&reload()), better.serial);
 
     // One that is not yet valid is read again until it is, without another change of its file.
-    let soon = authority.issue_for(&["turn.example.org"], clock::unix_seconds() + 2, now + 90 * DAY);
+    let soon = authority.issue_for(&["turn.example.org"], clock::unix_seconds() + 5, now + 90 * DAY);
     write(DIRECTORY, &soon);
     let mut reloaded = reload();
     assert_eq!(serial(&reloaded), serial(&given));
@@ -296,7 +296,7 @@ async fn an_expired_certificate_makes_way_for_a_valid_one_with_its_name_and_come
     let alone = Tls { certificates: tls.certificates[..1].to_vec(), acme: None };
     assert_eq!(selected(&Certificates::load(&alone, None).unwrap().0), expired.serial);
 
-    let renewed = authority.issue_for(&["turn.example.org"], now - 90 * DAY, clock::unix_seconds() + 2);
+    let renewed = authority.issue_for(&["turn.example.org"], now - 90 * DAY, clock::unix_seconds() + 5);
     write(&renewed);
     assert!(certificates.poll().is_some());
     assert_eq!(selected(&certificates), renewed.serial);

@@ -138,10 +138,11 @@ pub(super) fn of_all(all: &[(&CertificateFiles, &Setup)], hostname: Option<&str>
             warnings.push((
                 place,
                 format!(
-                    "`{key}`: no client gets the certificate in `{file}`, because the one in `{}` is for the same names \
-                     and has the same type of key ({}): remove one of them",
+                    "`{key}`: no client gets the certificate in `{file}` while the one in `{}` is valid, which is for the \
+                     same names and has the same type of key ({}){}",
                     other.certificate.display(),
-                    setup.key_type().as_str()
+                    setup.key_type().as_str(),
+                    if other.is_ordered { "" } else { ": remove one of them" }
                 ),
             ));
         } else if own.names.is_empty() && !is_twin_of_default {

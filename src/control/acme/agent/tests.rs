@@ -93,6 +93,22 @@ fn only_the_operator_ends_a_wait_that_began_before_the_start() {
     }
 }
 
+#[test]
+fn a_reload_while_the_state_directory_is_closed_ends_the_wait_in_it() {
+    const NOW: u64 = 1_800_000_000;
+    let mut back_off = BackOff::default();
+    (0..6).for_each(|_| back_off.add(&Failure::new("refused"), NOW, None, 0.0));
+    for (is_reloaded, expected) in [(false, NOW + 14_580), (true, 0)] {
+        let mut managed = Managed::new(Arc::new(settings()), ChallengeSender::new().0, false);
+        managed.record_closed(Failure::new("another server uses it"), NOW);
+        if is_reloaded {
+            managed.retry();
+        }
+        managed.continue_wait(back_off.clone(), NOW + 1);
+        assert_eq!(managed.due(NOW + 1), expected, "{is_reloaded}");
+    }
+}
+
 // The operator has corrected the listeners, the contact or the directory of the state.
 #[test]
 fn other_settings_keep_what_is_known_about_the_same_certificate() {
