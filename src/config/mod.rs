@@ -379,6 +379,18 @@ pub enum ControlSocket {
 /// The default path of the control socket.
 pub const CONTROL_SOCKET: &str = "/run/turnserver/control.sock";
 
+impl ControlSocket {
+    /// Returns the path; `None` if there is no control socket.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Default => Some(Path::new(CONTROL_SOCKET)),
+            Self::At(path) => Some(path),
+            Self::None => None,
+        }
+    }
+}
+
 /// `[http]`: the HTTP listeners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Http {

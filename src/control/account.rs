@@ -46,15 +46,17 @@ pub fn unreadable_files(config: &Config, path: Option<&Path>) -> Vec<String> {
     account.map_or_else(Vec::new, |account| errors(config, path, &account))
 }
 
-/// Returns why the service cannot write to a directory, with advice; `None` if nothing prevents it, as far as root can see.
-#[must_use]
-pub fn unwritable_directory(directory: &Path, path: Option<&Path>) -> Option<String> {
-    if !geteuid().is_root() {
-        return None;
-    }
+/// Returns whether it is known that the service can write to a directory: only root sees it, and only of the configuration
+/// in use.
+///
+/// # Errors
+/// Why it cannot, with advice.
+pub fn may_write(directory: &Path, path: Option<&Path>) -> Result<bool, String> {
     let unit = unit_text(&UNIT_DIRECTORIES.map(Path::new));
-    path.filter(|path| starts_with_config(&unit, path))?;
-    obstacle_to_writing(&unit, directory)
+    if !geteuid().is_root() || !path.is_some_and(|path| starts_with_config(&unit, path)) {
+        return Ok(false);
+    }
+    obstacle_to_writing(&unit, directory).map_or(Ok(true), Err)
 }
 
 fn obstacle_to_writing(unit: &str, directory: &Path) -> Option<String> {

@@ -56,7 +56,7 @@ use service_listeners::{NewServiceListeners, ServiceListeners, ServiceThread};
 use signals::Signals;
 
 pub use crate::net::passed::PassedSockets;
-pub use account::{unreadable_files, unwritable_directory};
+pub use account::{may_write, unreadable_files};
 pub(crate) use acme::ordered_certificate_fits;
 pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]

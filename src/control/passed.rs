@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use crate::config::{CONTROL_SOCKET, Config, ControlSocket};
+use crate::config::Config;
 use crate::net::passed::{PassedSocket, PassedSockets, Place};
 use crate::transport::Endpoint;
 
@@ -18,11 +18,7 @@ pub(super) struct Users {
 impl Users {
     /// `endpoints`: the listeners for clients. `services`: those of HTTP and of the fronts. Both with their actual ports.
     pub(super) fn new(config: &Config, endpoints: &[Endpoint], services: &[SocketAddr]) -> Self {
-        let control = match &config.control.socket {
-            ControlSocket::Default => Some(Path::new(CONTROL_SOCKET).to_owned()),
-            ControlSocket::At(path) => Some(path.clone()),
-            ControlSocket::None => None,
-        };
+        let control = config.control.socket.path().map(Path::to_owned);
         Self { endpoints: endpoints.to_vec(), services: services.to_vec(), control }
     }
 

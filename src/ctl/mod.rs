@@ -19,7 +19,7 @@ use form_urlencoded::Serializer;
 use hyper::Method;
 use serde_json::{Value, json};
 use turnserver::clock;
-use turnserver::config::{CONTROL_SOCKET, Config, ControlSocket, parse_duration};
+use turnserver::config::{CONTROL_SOCKET, Config, parse_duration};
 
 use client::{Client, Failure};
 use text::{counted, number, text};
@@ -273,14 +273,9 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
     let socket = Config::control_socket(path).map_err(|errors| {
         Failure::Usage(format!("{errors}\nthe control socket is in the configuration; --socket names it, too"))
     })?;
-    match socket {
-        ControlSocket::Default => Ok(CONTROL_SOCKET.into()),
-        ControlSocket::At(path) => Ok(path),
-        ControlSocket::None => Err(Failure::Usage(format!(
-            "{}: `control.socket` is empty, so the server has no control socket",
-            path.display()
-        ))),
-    }
+    socket.path().map(Path::to_owned).ok_or_else(|| {
+        Failure::Usage(format!("{}: `control.socket` is empty, so the server has no control socket", path.display()))
+    })
 }
 
 async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure> {

@@ -180,9 +180,12 @@ impl PassedSocket {
     }
 }
 
-/// Returns whether a path leads to a socket.
-fn is_socket(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|file| file.file_type().is_socket())
+/// Returns whether the file of a socket is gone, as far as this user can see.
+fn is_gone(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(file) => !file.file_type().is_socket(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Returns where a socket is bound.
@@ -197,13 +200,13 @@ fn place(socket: &OwnedFd) -> io::Result<Place> {
     }
     if domain == Domain::UNIX {
         return match address.as_pathname() {
-            Some(path) if is_stream && is_socket(path) => Ok(Place::Unix(path.to_owned())),
             // systemd deletes RuntimeDirectory= at each stop, and keeps the socket.
-            Some(path) if is_stream => refused(&format!(
+            Some(path) if is_stream && is_gone(path) => refused(&format!(
                 "its file {} is gone, so no program can connect to it: remove it from the .socket unit, or set \
                  RuntimeDirectoryPreserve=yes in the .service unit",
                 path.display()
             )),
+            Some(path) if is_stream => Ok(Place::Unix(path.to_owned())),
             _ => refused("it is neither a stream socket nor bound to a path"),
         };
     }

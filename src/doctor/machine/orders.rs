@@ -1,5 +1,6 @@
 //! The certificate that the server orders: its state directory, and what the running server says about its orders.
 
+use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::own_fault;
 use crate::clock;
-use crate::config::{Acme, CONTROL_SOCKET, Config, ControlSocket};
+use crate::config::{Acme, Config};
 use crate::control;
 use crate::doctor::finding::Finding;
 use crate::doctor::remote::Report;
@@ -42,21 +43,25 @@ pub(super) fn examine(config: &Config, path: Option<&Path>, report: Report<'_>) 
 
 fn state_directory(acme: &Acme, path: Option<&Path>) -> Finding {
     let directory = &acme.state_directory;
-    let finding = match control::unwritable_directory(directory, path) {
-        Some(why) => own_fault("state-directory", why),
-        None if directory.is_dir() => Finding::ok("state-directory", "it exists, and the service may write to it"),
-        None => Finding::ok("state-directory", "it does not exist yet; the server creates it"),
+    let ok = |what| Finding::ok("state-directory", what);
+    let finding = match (control::may_write(directory, path), fs::metadata(directory)) {
+        (Err(why), _) => own_fault("state-directory", why),
+        (_, Ok(found)) if !found.is_dir() => {
+            own_fault("state-directory", "it is not a directory: remove it".to_owned())
+        }
+        (Ok(true), Ok(_)) => ok("it exists, and the service may write to it"),
+        (Ok(false), Ok(_)) => ok("it exists; whether the service may write to it was not examined"),
+        (_, Err(error)) if error.kind() == io::ErrorKind::NotFound => {
+            ok("it does not exist yet; the server creates it")
+        }
+        (_, Err(_)) => ok("this user cannot see it, so it was not examined"),
     };
     finding.of(directory.display())
 }
 
 /// Asks the running server. `None` if it does not run, which the listeners show.
 fn running(config: &Config, acme: &Acme) -> Option<Finding> {
-    let socket = match &config.control.socket {
-        ControlSocket::Default => Path::new(CONTROL_SOCKET),
-        ControlSocket::At(path) => path,
-        ControlSocket::None => return None,
-    };
+    let socket = config.control.socket.path()?;
     match ask(socket) {
         Ok(response) => Some(judge(&response, acme, clock::unix_seconds())),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => None,
@@ -76,7 +81,9 @@ fn ask(socket: &Path) -> io::Result<Value> {
     stream.write_all(b"GET /v1/certificates HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
     let mut response = String::new();
     stream.take(MAX_RESPONSE).read_to_string(&mut response)?;
-    let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
+    let is_ok = head.split(' ').nth(1) == Some("200");
+    let body = if is_ok { body } else { "" };
     serde_json::from_str(body).map_err(|_| io::Error::other("it did not respond like this server"))
 }
 
@@ -94,7 +101,8 @@ fn judge(response: &Value, acme: &Acme, now: u64) -> Finding {
         );
     }
     let next = time("next_try").map_or_else(|| "at this moment".to_owned(), |at| format!("on {}", date(at)));
-    if text("state") != "failed" {
+    let failures = status.get("failures").and_then(Value::as_u64).unwrap_or_default();
+    if text("state") != "failed" && failures == 0 {
         return Finding::ok("certificate-order", format!("the running server orders the next certificate {next}"));
     }
     let failed = format!("the last order failed: {}. The server tries again {next}.", text("last_error"));
@@ -145,6 +153,8 @@ mod tests {
         assert_eq!(waiting.status, Status::Ok);
         assert_eq!(waiting.what, format!("the running server orders the next certificate on {}", date(NOW + 60)));
         assert!(of(json!({ "state": "ordering", "next_try": null })).what.ends_with("at this moment"));
+        let again = of(json!({ "state": "ordering", "next_try": null, "failures": 3, "last_error": "refused" }));
+        assert_eq!(again.status, Status::Warning);
         let failed = of(json!({ "state": "failed", "last_error": "refused" }));
         assert_eq!(failed.status, Status::Warning);
         assert!(failed.what.starts_with("the last order failed: refused. The server tries again on "), "{failed:?}");

@@ -5,7 +5,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use super::unit::DIRECTORIES;
-use crate::config::{CONTROL_SOCKET, Config, ControlSocket};
+use crate::config::Config;
 use crate::control;
 use crate::doctor::finding::Finding;
 use crate::transport::{Endpoint, Transport};
@@ -121,11 +121,7 @@ impl SocketUnit {
     }
 
     fn unused(&self, config: &Config) -> Finding {
-        let control = match &config.control.socket {
-            ControlSocket::Default => Some(Path::new(CONTROL_SOCKET)),
-            ControlSocket::At(path) => Some(path.as_path()),
-            ControlSocket::None => None,
-        };
+        let control = config.control.socket.path();
         let is_used = |socket: &&PassedSocket| {
             let is_http = socket.is_stream && socket.address().is_some_and(|at| config.http.listen.contains(&at));
             let is_control = socket.is_stream && control == Some(Path::new(&socket.value));
