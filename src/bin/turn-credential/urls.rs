@@ -31,7 +31,7 @@ pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, U
     if listeners.is_empty() && of_fronts.is_empty() {
         return Err(UrlsUnknown::Port);
     }
-    let mut urls = Vec::new();
+    let (mut urls, has_listeners) = (Vec::new(), !listeners.is_empty());
     for Endpoint { transport, address } in listeners {
         let hosts = match host {
             Some(host) => vec![host.to_owned()],
@@ -45,12 +45,16 @@ pub(crate) fn urls(config: &Config, host: Option<&str>) -> Result<Vec<String>, U
             }
         }
     }
+    // Their URLs alone would lead every client to TLS.
+    if urls.is_empty() && has_listeners {
+        return Err(UrlsUnknown::Host);
+    }
     for url in of_fronts {
         if !urls.contains(&url) {
             urls.push(url);
         }
     }
-    if urls.is_empty() { Err(UrlsUnknown::Host) } else { Ok(urls) }
+    Ok(urls)
 }
 
 /// Returns the public addresses of a listener, as far as the configuration contains them.
