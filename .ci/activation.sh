@@ -73,7 +73,7 @@ loses_no_client_that_waits() {
 }
 ten_wait() { [ "$(in_container ss -Hlnt 'sport = :3478' | awk '{ waiting += $2 } END { print waiting }')" -eq 10 ]; }
 
-refuses_nobody_during_a_restart() {
+refuses_no_client_during_a_restart() {
     # systemd forgets the starts of the preceding steps, which would count towards StartLimitBurst=.
     shell 'systemctl reset-failed turnserver'
     # shellcheck disable=SC2016

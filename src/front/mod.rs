@@ -482,21 +482,27 @@ async fn destination(
 async fn serve_web<H: Handler>(
     stream: TcpStream,
     addresses: Addresses,
-    front: &Front,
+    front: &Arc<Front>,
     shared: &Shared<H>,
     reachability: &Reachability,
 ) -> End {
     let connected = site::connect(&front.site, &shared.spare).await;
+    // After a reload with another web site, only that one is of interest.
+    let is_present = shared.settings.borrow().fronts.contains(front);
     let mut site = match connected.and_then(|site| site.unless_a_front(&shared.settings.borrow().fronts)) {
         Ok(site) => site,
         Err(error) => {
             let end = if is_out_of_files(&error) { End::OutOfFiles } else { End::Unreachable };
-            reachability.failed(front.address, &front.site, &error);
+            if is_present {
+                reachability.failed(front.address, &front.site, &error);
+            }
             site::refuse(stream).await;
             return end;
         }
     };
-    reachability.reached(front.address, &front.site);
+    if is_present {
+        reachability.reached(front.address, &front.site);
+    }
     let _counted = shared.statistics.count_web_site();
     if front.proxy_protocol {
         let mut header = Vec::new();

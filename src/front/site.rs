@@ -77,8 +77,11 @@ impl Connected {
     pub(super) fn unless_a_front(self, fronts: &[Arc<Front>]) -> io::Result<Self> {
         let Self::Tcp(stream) = &self else { return Ok(self) };
         let (local, remote) = (stream.local_addr()?.ip(), stream.peer_addr()?);
+        let ip = remote.ip().to_canonical();
         let is_here = |front: SocketAddr| {
-            front.port() == remote.port() && (front.ip() == remote.ip() || front.ip().is_unspecified())
+            // [::] also has the IPv4 addresses.
+            let is_any = front.ip().is_unspecified() && (front.is_ipv6() || ip.is_ipv4());
+            front.port() == remote.port() && (front.ip().to_canonical() == ip || is_any)
         };
         if local == remote.ip() && fronts.iter().any(|front| is_here(front.address)) {
             return Err(io::Error::other("this is the address of a front of this server"));

@@ -1,7 +1,8 @@
 //! A web site of Debian's nginx, with the configuration of docs/install.md.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use turnserver::clock::Clock;
 
@@ -23,14 +24,19 @@ fn documented(address: SocketAddr) -> String {
     text.replace("127.0.0.1:8443", &address.to_string())
 }
 
+/// The number of sites of this process.
+static SITES: AtomicU32 = AtomicU32::new(0);
+
 impl Nginx {
     /// Starts a web site with HTTP/2 and with a certificate for `name`. `directory` has its pages, and the page
     /// `/visitor` is the address of the visitor. `more` is added to its server.
     pub(crate) fn start(authority: &Authority, name: &str, directory: &TempDir, more: &str) -> Self {
         let own = TempDir::new();
         let [certificate, key] = authority.write(&authority.issue(&[name]), own.path());
-        // It does not report a port that the kernel picks.
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // It does not report a port that the kernel picks. At an address of its own, no other test can take it.
+        let number = std::process::id() % 1_000 * 64 + SITES.fetch_add(1, Ordering::Relaxed) % 64;
+        let ip = Ipv4Addr::from_bits(Ipv4Addr::new(127, 1, 0, 0).to_bits() + number);
+        let address = TcpListener::bind((ip, 0)).unwrap().local_addr().unwrap();
         let (server, path) = (documented(address), directory.path().display());
         let text = format!(
             "daemon off;\nmaster_process off;\npid {path}/nginx.pid;\nerror_log stderr;\nevents {{}}\n\

@@ -230,8 +230,8 @@ fn a_certificate_that_no_client_gets_is_a_warning() {
     assert_eq!(
         warnings(&[&own, &web, &twin], &authority, "turn.example.org"),
         [
-            "warning: `tls.certificates.certificate`: no client gets the certificate in `2/fullchain.pem`, because the one \
-          in `0/fullchain.pem` is for the same names and has the same type of key (ECDSA): remove one of them"
+            "warning: `tls.certificates.certificate`: no client gets the certificate in `2/fullchain.pem` while the one in \
+             `0/fullchain.pem` is valid, which is for the same names and has the same type of key (ECDSA): remove one of them"
         ]
     );
     assert_eq!(
