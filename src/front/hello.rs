@@ -206,7 +206,9 @@ fn server_name(mut content: Fields<'_>) -> Option<String> {
         }
     }
     let host = host.filter(|host| !host.is_empty() && host.iter().all(u8::is_ascii_graphic))?;
-    Some(normalized(std::str::from_utf8(host).ok()?))
+    let name = normalized(std::str::from_utf8(host).ok()?);
+    // It may be the root, or have an empty label at its end.
+    (!name.is_empty() && !name.ends_with('.')).then_some(name)
 }
 
 /// Returns a DNS name as names are compared: in lower case and without the dot of the root.
@@ -324,7 +326,7 @@ pub(crate) mod tests {
         assert_eq!(read(&with_extensions(&one)), hello("a.example", &[]));
         assert_eq!(read(&with_extensions(&name(b"a.example."))), hello("a.example", &[]));
         assert_eq!(read(&with_extensions(&[one.clone(), name(b"b.example")].concat())), Read::Malformed);
-        for bad in [&b""[..], b"a\0b", "ä.example".as_bytes(), b"a b"] {
+        for bad in [&b""[..], b".", b"a.example..", b"a\0b", "ä.example".as_bytes(), b"a b"] {
             assert_eq!(read(&with_extensions(&name(bad))), Read::Malformed);
         }
         let cut = &one[..one.len() - 1];
