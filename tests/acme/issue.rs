@@ -316,6 +316,8 @@ fn a_certificate_that_the_authority_wants_to_be_replaced_is_renewed_early_under_
         let replaces = format!("\"replaces\":{asked:?}");
         assert!(orders.iter().any(|order| order.payload.contains(&replaces)), "{asked} {orders:?}");
         assert_eq!(controlled.events("acme-failed"), 0);
+        let explained = wait_for(&controlled, "acme-renewal-suggested", 1);
+        assert!(explained.contains("https://example.org/why"), "{explained}");
     });
 }
 

@@ -156,7 +156,11 @@ fn serve(stream: TcpStream, config: Arc<ServerConfig>, rule: &Rule, requests: &M
     match rule(&path) {
         Reply::Own(status, fields, body) => client.write_all(own(status, fields, body).as_bytes())?,
         Reply::RenewalInfo(start, end) => {
-            let window = format!(r#"{{"suggestedWindow":{{"start":"{}","end":"{}"}}}}"#, rfc3339(start), rfc3339(end));
+            let window = format!(
+                r#"{{"suggestedWindow":{{"start":"{}","end":"{}"}},"explanationURL":"https://example.org/why"}}"#,
+                rfc3339(start),
+                rfc3339(end)
+            );
             client.write_all(own(200, "Retry-After: 3600\r\n", &window).as_bytes())?;
         }
         Reply::Endless => {

@@ -358,8 +358,19 @@ impl Managed {
         };
         match asked {
             Ok(suggestion) => {
+                let is_new = suggestion.window != self.suggested;
                 self.suggested = suggestion.window;
                 self.ask_at = now + schedule::ari_interval(suggestion.ask_again);
+                // RFC 9773 §4.2: the operator should see it.
+                if let Some(explanation) = suggestion.explanation.filter(|_| is_new) {
+                    tracing::info!(
+                        event = "acme-renewal-suggested",
+                        names = self.acme().domains.join(", "),
+                        next = date(self.due(now)),
+                        explanation,
+                        "the authority explains when the certificate is to be renewed"
+                    );
+                }
             }
             // The certificate is renewed in time without it.
             Err(error) => tracing::debug!(

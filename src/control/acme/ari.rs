@@ -7,16 +7,18 @@ use serde_json::Value;
 
 use super::client::Client;
 use super::dates::rfc3339;
-use super::failure::Failure;
+use super::failure::{Failure, text};
 use super::schedule::Window;
 use crate::net::tls::Certificate;
 
 /// The suggestion, and when to ask again, in seconds.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Suggestion {
     /// `None` if the authority suggests nothing.
     pub(super) window: Option<Window>,
     pub(super) ask_again: Option<u64>,
+    /// The page on which the authority explains it, such as the revocation of many certificates.
+    pub(super) explanation: Option<String>,
 }
 
 /// Asks the authority.
@@ -28,11 +30,12 @@ pub(super) async fn ask(client: &Client, directory: &str, certificate: &[u8]) ->
     let offers = parse(&client.get(directory).await?);
     let url = offers.get("renewalInfo").and_then(Value::as_str);
     let (Some(url), Some(id)) = (url, identifier(certificate)) else {
-        return Ok(Suggestion { window: None, ask_again: None });
+        return Ok(Suggestion { window: None, ask_again: None, explanation: None });
     };
     let info = parse(&client.get(&format!("{}/{id}", url.trim_end_matches('/'))).await?);
     let window = window(&info).ok_or_else(|| Failure::new("the renewal information has no window"))?;
-    Ok(Suggestion { window: Some(window), ask_again: client.retry_after() })
+    let explanation = info.get("explanationURL").and_then(Value::as_str).map(text);
+    Ok(Suggestion { window: Some(window), ask_again: client.retry_after(), explanation })
 }
 
 fn window(info: &Value) -> Option<Window> {
