@@ -2,16 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use serde_json::Value;
+use turnserver::clock::Clock;
 
 use crate::hosts::{FAR, Host};
 use crate::http::Http;
 use crate::interfaces::{Traffic, assert_checksums, at_server, prepare};
 use crate::support::client::socket;
-use crate::support::{Controlled, config_for};
+use crate::support::{Controlled, TIMEOUT, config_for};
 
 /// The addresses of the server in the networks of the client and of the peer.
 pub(crate) const LISTENERS: [&str; 2] = ["10.0.1.1", "fd00:1::1"];
@@ -101,12 +103,23 @@ impl Fence {
     }
 }
 
-/// Sends a datagram from one socket to another, and waits for it.
+/// Sends a datagram from one socket to another, and waits for it. It may get lost while an interface comes up.
 fn pass(from: &UdpSocket, to: &UdpSocket) {
-    from.send_to(b"fence", to.local_addr().unwrap()).unwrap();
-    let mut buffer = [0; 16];
-    let (length, source) = to.recv_from(&mut buffer).expect("a datagram between neighbours arrives");
-    assert_eq!((&buffer[..length], source), (&b"fence"[..], from.local_addr().unwrap()));
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let fence = NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    to.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let (clock, mut buffer) = (Clock::start(), [0; 16]);
+    loop {
+        from.send_to(&fence, to.local_addr().unwrap()).unwrap();
+        while let Ok((length, source)) = to.recv_from(&mut buffer) {
+            assert_eq!(source, from.local_addr().unwrap());
+            // An earlier one came late.
+            if buffer[..length] == fence {
+                return;
+            }
+        }
+        assert!(clock.elapsed() < TIMEOUT, "no datagram arrives between neighbours");
+    }
 }
 
 /// Binds a socket in the namespace of a host.
