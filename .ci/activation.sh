@@ -52,7 +52,8 @@ starts_with_the_first_client() {
         ! is_active && [ "$(property MainPID)" = 0 ] || fail 'it has not stopped'
         [ "$(sockets | grep -c ^tcp):$(sockets | grep -c ^udp)" = 4:2 ] || fail "systemd does not listen: $(sockets)"
         $client || fail "$client gets no response: $(journal -n 10)"
-        is_active || fail "$client does not start it"
+        # Its response may be faster than the notification of systemd.
+        wait_for 10 is_active || fail "$client does not start it"
     done
 }
 
