@@ -131,8 +131,8 @@ shares_its_ports_with_a_web_site() {
     edit_sockets '0,/:443$/ { s/:443$/:80/ }'
     use_sockets
     shell 'openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=web.example.org \
-        -keyout /root/web.key -out /root/web.pem 2>/dev/null
-        systemd-run --quiet --unit=web openssl s_server -accept 127.0.0.1:8443 -www -cert /root/web.pem -key /root/web.key'
+        -keyout /run/web.key -out /run/web.pem 2>/dev/null
+        systemd-run --quiet --unit=web openssl s_server -accept 127.0.0.1:8443 -www -cert /run/web.pem -key /run/web.key'
     wait_for 10 has_subject web.example.org web.example.org || fail "no web site: $(journal -n 10)"
     has_subject turn.example.org turn.example.org || fail 'the front has not the certificate of the relay'
     shell 'curl -sSk https://127.0.0.1/' | grep -c s_server >/dev/null || fail 'no page of the web site'

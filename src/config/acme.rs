@@ -59,6 +59,23 @@ pub struct Acme {
     pub state_directory: PathBuf,
 }
 
+#[cfg(test)]
+impl Acme {
+    /// Returns the settings of a test: a certificate for these names from an authority that does not exist.
+    pub(crate) fn of(domains: &[&str]) -> Self {
+        Self {
+            domains: domains.iter().map(|name| (*name).to_owned()).collect(),
+            contact: None,
+            directory: "https://acme.example.org/directory".to_owned(),
+            directory_ca: None,
+            profile: None,
+            external_account: None,
+            challenge: AcmeChallenge::Auto,
+            state_directory: "/nonexistent".into(),
+        }
+    }
+}
+
 impl Acme {
     /// Returns the file of the certificate and its key.
     #[must_use]

@@ -112,21 +112,11 @@ impl BackOff {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AcmeChallenge;
 
     const NOW: u64 = 1_800_000_000;
 
     fn acme(domains: &[&str]) -> Acme {
-        Acme {
-            domains: domains.iter().map(|name| (*name).to_owned()).collect(),
-            contact: None,
-            directory: "https://acme.example.org/directory".to_owned(),
-            directory_ca: None,
-            profile: None,
-            external_account: None,
-            challenge: AcmeChallenge::Auto,
-            state_directory: "/nonexistent".into(),
-        }
+        Acme::of(domains)
     }
 
     fn limited() -> BackOff {

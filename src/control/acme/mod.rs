@@ -137,16 +137,7 @@ mod tests {
 
     #[test]
     fn an_order_continues_while_its_names_directory_and_challenge_are_wanted() {
-        let acme = config::Acme {
-            domains: vec!["turn.example.org".to_owned()],
-            contact: None,
-            directory: "https://acme.example.org/directory".to_owned(),
-            directory_ca: None,
-            profile: None,
-            external_account: None,
-            challenge: AcmeChallenge::Auto,
-            state_directory: "/nonexistent".into(),
-        };
+        let acme = config::Acme::of(&["turn.example.org"]);
         let begun = Settings { acme: acme.clone(), challenges: vec![AcmeChallenge::TlsAlpn01] };
         let permits = |acme: config::Acme, challenges: &[AcmeChallenge]| {
             Settings { acme, challenges: challenges.to_vec() }.permits(&begun, AcmeChallenge::TlsAlpn01)

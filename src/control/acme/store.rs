@@ -305,7 +305,6 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
-    use crate::config::AcmeChallenge;
     use crate::test_certificates::Authority;
 
     const DIRECTORY: &str = "https://acme.example.org/directory";
@@ -317,16 +316,7 @@ mod tests {
         fn new(name: &str) -> Self {
             let directory = std::env::temp_dir().join(format!("turnserver-acme-{name}-{}", std::process::id()));
             let _ = fs::remove_dir_all(&directory);
-            Self(Acme {
-                domains: vec!["turn.example.org".to_owned(), "a.example.org".to_owned()],
-                contact: None,
-                directory: DIRECTORY.to_owned(),
-                directory_ca: None,
-                profile: None,
-                external_account: None,
-                challenge: AcmeChallenge::Auto,
-                state_directory: directory.join("state"),
-            })
+            Self(Acme { state_directory: directory.join("state"), ..Acme::of(&["turn.example.org", "a.example.org"]) })
         }
     }
 

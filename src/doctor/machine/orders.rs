@@ -124,23 +124,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::AcmeChallenge;
     use crate::doctor::finding::Status;
 
     const NOW: u64 = 1_800_000_000;
 
     #[test]
     fn the_words_of_the_running_server_are_judged() {
-        let acme = Acme {
-            domains: vec!["a.example.org".to_owned()],
-            contact: None,
-            directory: "https://acme.example.org/directory".to_owned(),
-            directory_ca: None,
-            profile: None,
-            external_account: None,
-            challenge: AcmeChallenge::Auto,
-            state_directory: "/nonexistent".into(),
-        };
+        let acme = Acme::of(&["a.example.org"]);
         let of = |change: Value| {
             let mut status = json!({
                 "domains": ["a.example.org"], "directory": acme.directory, "state": "waiting",

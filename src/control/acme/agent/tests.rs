@@ -134,15 +134,6 @@ fn other_settings_keep_what_is_known_about_the_same_certificate() {
 }
 
 fn settings() -> Settings {
-    let acme = Acme {
-        domains: vec!["turn.example.org".to_owned()],
-        contact: None,
-        directory: "https://acme.example.org/directory".to_owned(),
-        directory_ca: None,
-        profile: None,
-        external_account: None,
-        challenge: AcmeChallenge::Auto,
-        state_directory: "/nonexistent".into(),
-    };
+    let acme = Acme::of(&["turn.example.org"]);
     Settings { acme, challenges: vec![AcmeChallenge::TlsAlpn01, AcmeChallenge::Http01] }
 }
