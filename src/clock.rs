@@ -30,6 +30,14 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Returns the milliseconds since the Unix epoch, or 0 if the wall clock is set before 1970.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the one reader of the wall clock")]
+pub fn unix_milliseconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// Returns the CPU time that this thread has used.
 #[must_use]
 pub fn thread_cpu() -> Duration {

@@ -59,6 +59,11 @@ settings! {
     HTTP_KEYS_FILE = "http.keys-file";
     HTTP_METRICS_FROM = "http.metrics-from";
     HTTP_METRICS_TOKEN_FILE = "http.metrics-token-file";
+    FLEET_SERVERS = "fleet.servers";
+    FLEET_CREDENTIALS_FILE = "fleet.credentials-file";
+    FLEET_PASSWORD_FILE = "fleet.password-file";
+    FLEET_CA_FILE = "fleet.ca-file";
+    FLEET_REGIONS_FILE = "fleet.regions-file";
 }
 
 /// The limit of open files, which is a setting of the systemd unit.

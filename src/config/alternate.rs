@@ -25,6 +25,9 @@ struct List {
 pub(super) fn alternate(top: &Section<'_>, listen: &[Endpoint], report: &mut Report<'_>) -> Alternate {
     let default = Alternate::default();
     let Some(section) = top.section("alternate", &schema::ALTERNATE, report) else { return default };
+    if section.value("servers").is_some_and(|value| value.get_ref().as_str().is_some()) {
+        return from_fleet(top, &section, report);
+    }
     // With a certificate, TCP listeners serve TLS clients too.
     let serves_tls = |endpoint: &Endpoint| {
         endpoint.transport.is_encrypted() || endpoint.transport == Transport::Tcp && top.value("tls").is_some()
@@ -71,7 +74,42 @@ pub(super) fn alternate(top: &Section<'_>, listen: &[Endpoint], report: &mut Rep
     for (list, own, others) in [(&plain, &servers, &tls_servers), (&tls, &tls_servers, &servers)] {
         list.warn_of_missing_servers(&section, own, !others.is_empty(), report);
     }
-    Alternate { servers, tls_servers, domain, when: when.map_or(default.when, |(when, _)| when) }
+    Alternate { servers, tls_servers, domain, from_fleet: false, when: when.map_or(default.when, |(when, _)| when) }
+}
+
+/// Reads `servers = "fleet"`.
+fn from_fleet(top: &Section<'_>, section: &Section<'_>, report: &mut Report<'_>) -> Alternate {
+    let span = section.span("servers");
+    if section.string("servers", report).is_none_or(|text| *text.get_ref() != "fleet") {
+        report.error(
+            &span,
+            "`alternate.servers` must be a list of addresses, for example [\"203.0.113.5:3478\"], or \"fleet\" for the \
+             other nodes of `[fleet]`",
+        );
+    } else if top.value("fleet").is_none() {
+        report.error(&span, "`alternate.servers` is \"fleet\", but there is no `[fleet]`: add it, or list addresses");
+    }
+    for key in ["tls-servers", "domain"] {
+        if section.value(key).is_some() {
+            let name = section.name(key);
+            report.error(
+                &section.span(key),
+                format!("{name} cannot be set if `alternate.servers` is \"fleet\": the nodes say what they serve"),
+            );
+        }
+    }
+    let word = section.string("when", report);
+    let when =
+        word.and_then(|word| one_of("`alternate.when`", &word, &AlternateWhen::ALL, AlternateWhen::as_str, report));
+    let when = when.unwrap_or_default();
+    if when == AlternateWhen::Always {
+        report.error(
+            &section.span("when"),
+            "`alternate.when` cannot be \"always\" if `alternate.servers` is \"fleet\": the nodes would redirect \
+             clients to each other",
+        );
+    }
+    Alternate { from_fleet: true, when, ..Alternate::default() }
 }
 
 impl List {

@@ -3,8 +3,8 @@
 use std::fmt::Display;
 
 use super::{
-    CertificateFiles, Config, ControlSocket, Front, HttpKey, OffloadInterfaces, RelayAddresses, StaticUser,
-    format_duration,
+    CertificateFiles, Config, ControlSocket, Fleet, FleetAccess, Front, HttpKey, OffloadInterfaces, RelayAddresses,
+    StaticUser, format_duration,
 };
 
 /// A key whose value differs between two configurations.
@@ -115,6 +115,7 @@ impl<'c> Comparison<'c> {
         self.rest();
         self.http();
         self.fronts();
+        self.fleet();
     }
 
     /// Compares the keys of `[tls.acme]`.
@@ -141,6 +142,7 @@ impl<'c> Comparison<'c> {
     fn general(&mut self) {
         self.shown("realm", |config| config.realm.clone());
         self.shown("hostname", |config| config.hostname.clone().unwrap_or_else(not_set));
+        self.shown("node", Config::node_name);
         self.shown("workers", |config| match config.workers {
             0 => "one per CPU".to_owned(),
             workers => workers.to_string(),
@@ -236,7 +238,9 @@ impl<'c> Comparison<'c> {
         self.shown("timeouts.first-request", |config| format_duration(config.timeouts.first_request));
         self.shown("timeouts.idle", |config| format_duration(config.timeouts.idle));
         self.shown("timeouts.unauthenticated", |config| format_duration(config.timeouts.unauthenticated));
-        self.shown("alternate.servers", |config| list(&config.alternate.servers));
+        self.shown("alternate.servers", |config| {
+            if config.alternate.from_fleet { "fleet".to_owned() } else { list(&config.alternate.servers) }
+        });
         self.shown("alternate.tls-servers", |config| list(&config.alternate.tls_servers));
         self.shown("alternate.domain", |config| config.alternate.domain.clone().unwrap_or_else(not_set));
         self.shown("alternate.when", |config| config.alternate.when.as_str().to_owned());
@@ -297,6 +301,35 @@ impl<'c> Comparison<'c> {
         self.entries("front.proxy-protocol", fronts(|front| front.proxy_protocol.to_string()));
         self.entries("front.connections", fronts(|front| front.connections.to_string()));
         self.entries("front.idle", fronts(|front| format_duration(front.idle)));
+    }
+
+    /// Compares the keys of `[fleet]`.
+    fn fleet(&mut self) {
+        let mut shown = |key, value: fn(&Fleet) -> Option<String>| {
+            self.shown(key, |config| config.fleet.as_ref().and_then(value).unwrap_or_else(not_set));
+        };
+        shown("fleet.servers", |fleet| Some(list(&fleet.servers)));
+        shown("fleet.user", |fleet| match &fleet.access {
+            FleetAccess::Password(user, _) => Some(user.clone()),
+            _ => None,
+        });
+        shown("fleet.ca-file", |fleet| fleet.ca_file.as_ref().map(|path| path.display().to_string()));
+        shown("fleet.name", |fleet| Some(fleet.name.clone()));
+        shown("fleet.region", |fleet| fleet.region.clone());
+        shown("fleet.weight", |fleet| Some(fleet.weight.to_string()));
+        shown("fleet.urls", |fleet| Some(list(&fleet.urls)));
+        shown("fleet.limits", |fleet| Some(fleet.limits.as_str().to_owned()));
+        shown("fleet.regions-file", |fleet| fleet.regions_file.as_ref().map(|path| path.display().to_string()));
+        shown("fleet.nodes-per-credential", |fleet| Some(fleet.nodes_per_credential.to_string()));
+        shown("fleet.replicas", |fleet| fleet.replicas.map(|replicas| replicas.to_string()));
+        self.hidden("fleet.credentials-file", |config| match &config.fleet.as_ref()?.access {
+            FleetAccess::Credentials(text) => Some(text),
+            _ => None,
+        });
+        self.hidden("fleet.password-file", |config| match &config.fleet.as_ref()?.access {
+            FleetAccess::Password(_, password) => Some(password),
+            _ => None,
+        });
     }
 }
 

@@ -28,6 +28,7 @@ mod changes;
 mod coturn;
 mod credentials;
 mod duration;
+mod fleet;
 mod front;
 mod general;
 mod http;
@@ -68,6 +69,9 @@ pub struct Config {
     pub realm: String,
     /// The name or address by which clients reach this server, in URL form: IPv6 in brackets.
     pub hostname: Option<String>,
+    /// `node`: the name of this server in events and in a fleet, of letters, digits, hyphens and underscores. `None`:
+    /// the host name of the machine.
+    pub node: Option<String>,
     /// The number of workers, 0 to 1024. 0: one per CPU.
     pub workers: usize,
     /// How long the server waits for allocations to end after SIGTERM, at most 1 day. 0: it does not wait.
@@ -105,6 +109,8 @@ pub struct Config {
     /// The ports that the relay shares with a web site, with distinct addresses, none of which is that of a TCP or TLS
     /// listener or of an HTTP listener.
     pub fronts: Vec<Front>,
+    /// The engine that connects this server with others.
+    pub fleet: Option<Fleet>,
     /// The files that the configuration names, except systemd credentials: the key and the path.
     pub files: Vec<(&'static str, PathBuf)>,
     /// The warnings, in the order in which they were found.
@@ -280,6 +286,78 @@ pub struct Timeouts {
     pub unauthenticated: Duration,
 }
 
+/// `[fleet]`: the engine (NATS) that connects this server with others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    /// The servers of the engine, at least one.
+    pub servers: Vec<FleetServer>,
+    /// How this server authenticates to them.
+    pub access: FleetAccess,
+    /// The certificates, in PEM, of the authorities that their certificates come from. `None`: those that browsers trust.
+    pub ca_file: Option<PathBuf>,
+    /// The name of the fleet, which begins subjects and the names of buckets.
+    pub name: String,
+    /// Where this server is.
+    pub region: Option<String>,
+    /// The share of clients that this server gets, beside those of other nodes: 1 to 1000.
+    pub weight: u16,
+    /// The TURN URIs that credentials name. Empty: those of the listeners.
+    pub urls: Vec<String>,
+    /// Whether limits per user apply to each node or to all nodes together.
+    pub limits: FleetLimits,
+    /// The file of client prefixes and their regions.
+    pub regions_file: Option<PathBuf>,
+    /// The number of nodes in the response to a request for credentials: 1 to 8.
+    pub nodes_per_credential: u8,
+    /// The number of copies that the engine keeps of what it stores: 1, 3 or 5. `None`: 3 if it can, otherwise 1.
+    pub replicas: Option<u8>,
+}
+
+/// A server of the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FleetServer {
+    /// Whether the connection must use TLS.
+    pub tls: bool,
+    /// The name or address, in URL form.
+    pub host: String,
+    /// The port, not 0.
+    pub port: u16,
+}
+
+/// How a node authenticates to the engine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FleetAccess {
+    /// The engine demands nothing.
+    Open,
+    /// A user and its password.
+    Password(String, Secret),
+    /// The content of a file of credentials: a JWT and an NKEY seed.
+    Credentials(Secret),
+}
+
+/// To what the limits per user apply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FleetLimits {
+    /// To each node.
+    #[default]
+    Node,
+    /// To all nodes together.
+    Fleet,
+}
+
+impl FleetLimits {
+    /// Every choice.
+    pub const ALL: [Self; 2] = [Self::Node, Self::Fleet];
+
+    /// Returns the choice as written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Fleet => "fleet",
+        }
+    }
+}
+
 /// `[alternate]`: the alternate servers for clients that get no allocation here (RFC 8489 §10).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alternate {
@@ -289,6 +367,8 @@ pub struct Alternate {
     pub tls_servers: Vec<SocketAddr>,
     /// The DNS name in their certificate, if it differs from this server's (RFC 8489 §14.16).
     pub domain: Option<String>,
+    /// Whether the servers are other nodes of the fleet, the least loaded first. Then both lists are empty here.
+    pub from_fleet: bool,
     /// When clients are redirected.
     pub when: AlternateWhen,
 }
@@ -576,6 +656,7 @@ impl Default for Config {
         Self {
             realm: "turnserver".to_owned(),
             hostname: None,
+            node: None,
             workers: 0,
             drain_deadline: Duration::from_secs(1),
             listen: addresses::default_listen(),
@@ -593,6 +674,7 @@ impl Default for Config {
             control: Control::default(),
             http: Http::default(),
             fronts: Vec::new(),
+            fleet: None,
             files: Vec::new(),
             warnings: Vec::new(),
         }
@@ -749,6 +831,7 @@ impl Config {
         Self {
             realm: general::realm(&top, report),
             hostname,
+            node: fleet::node(&top, report),
             workers,
             drain_deadline: general::drain_deadline(&top, report),
             tls,
@@ -766,6 +849,7 @@ impl Config {
             control: http::control(&top, report),
             http,
             fronts,
+            fleet: fleet::fleet(&top, report),
             files: paths::files(document, &report.directory),
             warnings: Vec::new(),
         }

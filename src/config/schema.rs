@@ -23,6 +23,7 @@ pub(super) const TOP: TableKeys = TableKeys {
     keys: &[
         "realm",
         "hostname",
+        "node",
         "workers",
         "drain-deadline",
         "listen",
@@ -39,6 +40,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "control",
         "http",
         "front",
+        "fleet",
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
@@ -107,6 +109,25 @@ pub(super) const FRONT: TableKeys = TableKeys {
     keys: &["listen", "web", "names", "without-name", "http", "proxy-protocol", "connections", "idle"],
 };
 
+pub(super) const FLEET: TableKeys = TableKeys {
+    path: "fleet",
+    keys: &[
+        "servers",
+        "credentials-file",
+        "user",
+        "password-file",
+        "ca-file",
+        "name",
+        "region",
+        "weight",
+        "urls",
+        "limits",
+        "regions-file",
+        "nodes-per-credential",
+        "replicas",
+    ],
+};
+
 pub(super) const ALL: &[&TableKeys] = &[
     &TOP,
     &LISTEN,
@@ -127,6 +148,7 @@ pub(super) const ALL: &[&TableKeys] = &[
     &HTTP,
     &HTTP_KEY,
     &FRONT,
+    &FLEET,
 ];
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::addresses::short;
 use super::{
-    AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, IcmpIndications, OffloadInterfaces, OffloadMode,
+    AlternateWhen, CONTROL_SOCKET, Config, ControlSocket, FleetLimits, IcmpIndications, OffloadInterfaces, OffloadMode,
     RelayAddresses, StaticUser, WithoutName, format_duration,
 };
 use crate::privacy::{ClientAddresses, Usernames};
@@ -27,6 +27,7 @@ impl fmt::Display for Summary<'_> {
         let Config {
             realm,
             hostname,
+            node: _,
             workers,
             drain_deadline,
             listen,
@@ -44,6 +45,7 @@ impl fmt::Display for Summary<'_> {
             control,
             http,
             fronts,
+            fleet,
             files: _,
             warnings: _,
         } = self.0;
@@ -295,6 +297,15 @@ impl fmt::Display for Summary<'_> {
         if !http.keys.is_empty() {
             let names: Vec<&str> = http.keys.iter().map(|key| key.name.as_str()).collect();
             write!(f, "\nkeys     {}", names.join(", "))?;
+        }
+
+        if let Some(fleet) = fleet {
+            let servers: Vec<String> = fleet.servers.iter().map(ToString::to_string).collect();
+            write!(f, "\nfleet    {}, as the node {} of {}", servers.join(", "), self.0.node_name(), fleet.name)?;
+            write!(f, "\n         region {}, weight {}", fleet.region.as_deref().unwrap_or("not set"), fleet.weight)?;
+            if fleet.limits == FleetLimits::Fleet {
+                f.write_str("; limits per user apply to all nodes together")?;
+            }
         }
         Ok(())
     }

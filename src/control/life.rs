@@ -13,6 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, Sleep, interval, sleep,
 use super::acme::{Acme, Pending};
 use super::api::Published;
 use super::commands::{Command, Request};
+use super::events::Events;
 use super::failed::FailedListeners;
 use super::follow::Follower;
 use super::front::Fronts;
@@ -145,6 +146,8 @@ pub(super) struct RunningServer<'a> {
     pub(super) certificates: Option<Certificates>,
     /// Orders the certificate if `[tls.acme]` is set.
     pub(super) acme: Acme,
+    /// Tells others about allocations.
+    pub(super) accounting: &'a mut Events,
     pub(super) service: Service,
     pub(super) offload: &'a Offload,
     /// The workers that are stalled.

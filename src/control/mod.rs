@@ -6,6 +6,7 @@ mod addresses;
 mod alternate;
 mod api;
 mod commands;
+mod events;
 mod failed;
 mod follow;
 mod front;
@@ -48,6 +49,7 @@ use crate::transport::Endpoint;
 use crate::turn::Outcome;
 use crate::worker::{self, ListenerSocket, Totals};
 use acme::Acme;
+use events::Events;
 use failed::FailedListeners;
 use front::Fronts;
 use life::RunningServer;
@@ -139,6 +141,9 @@ pub fn run_with_sockets(
         tracing::info!(event = "users-without-limit", "{message}");
     }
 
+    let boot = boot().map_err(StartError::Random)?;
+    let mut accounting = Events::new(prepared.feeds, prepared.controls.clone(), boot);
+    accounting.configure(&config);
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     for (index, plan) in prepared.plans.into_iter().enumerate() {
         let (started, reporter) = (sender.clone(), EndReporter { index, sender: sender.clone() });
@@ -230,6 +235,7 @@ pub fn run_with_sockets(
         entry,
         ledger: &prepared.ledger,
         workers: &prepared.controls,
+        accounting: &mut accounting,
         published,
         certificates: prepared.certificates,
         acme,
@@ -249,6 +255,7 @@ pub fn run_with_sockets(
             Err(_) => failed = Some(index),
         }
     }
+    accounting.finish();
     // Until here, the operator gets the response to the command that has stopped the server.
     drop(http_thread);
     let mut totals = Totals::default();
@@ -317,6 +324,13 @@ impl Drop for HttpThread {
         // A panic of this thread has been logged.
         let _ = self.thread.take().map(thread::JoinHandle::join);
     }
+}
+
+/// Returns an identifier of this run of the process.
+fn boot() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 8];
+    getrandom::getrandom(&mut bytes)?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
 }
 
 /// Describes the static users without a limit on their allocations, if such limits are wanted.

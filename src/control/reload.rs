@@ -275,6 +275,7 @@ impl RunningServer<'_> {
         }
         // It may need the listeners.
         self.acme.configure(&config);
+        self.accounting.configure(&config);
         let (http, fronts) = (http_closed.and(http_changed), fronts_closed.and(fronts_changed));
         let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::alternate::alternate;
+use super::events::wants_events;
 use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
 use crate::clock;
@@ -104,6 +105,7 @@ pub(super) fn snapshot(
         privacy: Arc::new(Privacy::new(config.log.client_addresses, config.log.usernames, *log_key)),
         offload_interfaces: Arc::clone(offload_interfaces),
         proxies: config.proxies.as_slice().into(),
+        records: wants_events(config),
     }
 }
 

@@ -34,7 +34,7 @@ use crate::setting::{
     ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
 use crate::turn::Ledger;
-use crate::worker::{self, Handle, OtherWorkers, Plan, Snapshot, Statistics};
+use crate::worker::{self, FeedReader, Handle, OtherWorkers, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +144,8 @@ pub(super) struct Prepared {
     pub(super) plans: Vec<Plan>,
     /// One entry per worker, in the order of `plans`.
     pub(super) controls: Vec<WorkerControl>,
+    /// The records of each worker.
+    pub(super) feeds: Vec<FeedReader>,
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) listeners: Listeners,
@@ -199,12 +201,15 @@ pub(super) fn prepare(
     check_address_space(config, workers, room)?;
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
+    let mut feeds = Vec::with_capacity(workers);
     let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
     let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
     next.rotate_left(1);
     let mut offload_plans = offloading.plans.into_iter();
     for (index, (((handle, mailbox), next), change)) in mailboxes.into_iter().zip(next).zip(changes).enumerate() {
         let statistics = Arc::<Statistics>::default();
+        let (feed, reader) = worker::feed();
+        feeds.push(reader);
         controls.push(WorkerControl { handle, statistics: Arc::clone(&statistics) });
         plans.push(Plan {
             index,
@@ -213,6 +218,7 @@ pub(super) fn prepare(
             ledger: Arc::clone(&ledger),
             statistics,
             mailbox,
+            feed,
             others: OtherWorkers::new(next, workers - 1),
             spare: spare.all.clone(),
             clock,
@@ -233,6 +239,7 @@ pub(super) fn prepare(
     Ok(Prepared {
         plans,
         controls,
+        feeds,
         snapshot,
         ledger,
         listeners,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::ops::AddAssign;
 use std::time::Duration;
 
 use super::contract::{AllocationId, FiveTuple, RelayedAddresses};
@@ -238,6 +239,15 @@ pub struct Traffic {
     pub bytes_to_client: u64,
 }
 
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets_to_peers += other.packets_to_peers;
+        self.bytes_to_peers += other.bytes_to_peers;
+        self.packets_to_client += other.packets_to_client;
+        self.bytes_to_client += other.bytes_to_client;
+    }
+}
+
 /// Why an allocation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndReason {
@@ -275,6 +285,24 @@ impl fmt::Display for Operator {
         match self.process {
             Some(process) => write!(f, "process {process} of user {}", self.user),
             None => write!(f, "a process of user {}", self.user),
+        }
+    }
+}
+
+impl EndReason {
+    /// Returns the name of the reason for programs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Expired => "expired",
+            Self::ConnectionClosed => "connection-closed",
+            Self::ServerStopped => "server-stopped",
+            Self::CredentialsRevoked => "credentials-revoked",
+            Self::CredentialsRemoved => "credentials-removed",
+            Self::ListenerRemoved => "listener-removed",
+            Self::RelayAddressGone => "relay-address-gone",
+            Self::EndedByOperator(_) => "ended-by-operator",
         }
     }
 }

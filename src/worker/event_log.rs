@@ -91,6 +91,11 @@ impl EventLog {
         }
     }
 
+    /// Returns the index of the worker.
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
+
     pub(super) fn log(&mut self, now: Instant, event: &Event) {
         let privacy = &*self.privacy;
         match event {

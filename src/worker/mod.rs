@@ -6,6 +6,7 @@
 
 mod connections;
 mod event_log;
+mod feed;
 mod from_clients;
 mod from_peers;
 mod iterations;
@@ -54,6 +55,7 @@ use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
 pub(crate) use event_log::RateLimit;
 use event_log::{EventLog, Host, PacketLog};
+pub(crate) use feed::{Feed, FeedReader, LostRecords, RecordBatch, SessionRecord, feed};
 use iterations::Iterations;
 pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
 #[cfg(feature = "offload")]
@@ -111,6 +113,8 @@ pub(crate) struct Plan {
     pub(crate) statistics: Arc<Statistics>,
     /// Commands from control and from other workers.
     pub(crate) mailbox: Mailbox,
+    /// The records of allocations, for accounting.
+    pub(crate) feed: Feed,
     pub(crate) others: OtherWorkers,
     pub(crate) spare: SpareFiles,
     /// The clock of the process.
@@ -172,6 +176,8 @@ pub(crate) struct Snapshot {
     pub(crate) offload_interfaces: Arc<BTreeSet<u32>>,
     /// The sources whose connections and datagrams begin with a PROXY header.
     pub(crate) proxies: Arc<[IpNet]>,
+    /// Whether the beginning and the end of each allocation are recorded, for accounting.
+    pub(crate) records: bool,
 }
 
 impl Snapshot {
@@ -289,6 +295,7 @@ struct Shell {
     clock: Clock,
     rng: StdRng,
     events: EventLog,
+    feed: Feed,
     packet_log: PacketLog,
     offload: Option<Offload>,
     panicked: Rc<Notify>,
@@ -301,7 +308,7 @@ impl Worker {
         let clock_start = clock::monotonic().saturating_sub(plan.clock.elapsed());
         let interfaces = Arc::clone(&plan.snapshot.offload_interfaces);
         let proxied = (!plan.snapshot.proxies.is_empty()).then(Proxied::default);
-        let shell = Shell {
+        let mut shell = Shell {
             server: Server::new(core, ledger),
             snapshot: plan.snapshot,
             ledger: plan.ledger,
@@ -319,10 +326,12 @@ impl Worker {
             clock: plan.clock,
             rng: plan.rng,
             events: EventLog::new(plan.index, Arc::clone(&privacy)),
+            feed: plan.feed,
             packet_log: PacketLog::new(privacy),
             offload: plan.offload.map(|plan| Offload::new(plan, clock_start, interfaces)),
             panicked: Rc::default(),
         };
+        shell.feed.set_wanted(shell.snapshot.records);
         let worker = Self {
             shell,
             datagrams: Staged::new(RecvBatch::try_new(from_clients::BATCH, SLOT)?),
@@ -341,6 +350,7 @@ impl Worker {
         shell.offload.iter_mut().for_each(|offload| offload.set_interfaces(&snapshot.offload_interfaces));
         shell.events.privacy = Arc::clone(&snapshot.privacy);
         shell.packet_log.privacy = Arc::clone(&snapshot.privacy);
+        shell.feed.set_wanted(snapshot.records);
         if !snapshot.proxies.is_empty() {
             shell.proxied.get_or_insert_default();
         }
@@ -445,6 +455,7 @@ impl Shell {
         self.count_drops();
         self.forget_proxied(now);
         self.events.tick(now.monotonic);
+        self.feed.flush();
         self.packet_log.tick(now.monotonic);
         self.iterations.tick(self.clock.elapsed());
         self.publish();
@@ -467,6 +478,7 @@ impl Shell {
         self.offload.iter_mut().for_each(Offload::finish);
         self.credit_offloaded();
         self.events.finish();
+        self.feed.finish();
         self.packet_log.finish();
         self.connections.stop();
     }
@@ -514,6 +526,7 @@ impl Shell {
                 Action::Close { socket, bind } => self.close_relay(socket, bind),
                 Action::Log(event) => {
                     self.count_event(&event);
+                    self.feed.record(self.events.worker(), &event);
                     self.events.log(now.monotonic, &event);
                 }
                 Action::RouteAdded(route) => {

@@ -66,6 +66,7 @@ fn snapshot(core: Arc<turn::Snapshot>) -> Snapshot {
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [0; 32])),
         offload_interfaces: Arc::default(),
         proxies: [].into(),
+        records: false,
     }
 }
 
@@ -90,6 +91,7 @@ fn plan(blueprint: &Blueprint) -> (Plan, Handle) {
         ledger: blueprint.ledger(),
         statistics: Arc::default(),
         mailbox,
+        feed: feed().0,
         others: OtherWorkers::new(handle.clone(), 0),
         spare: SpareFiles::new(u64::MAX, 0),
         clock: Clock::start(),

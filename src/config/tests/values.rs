@@ -8,6 +8,7 @@ use crate::transport::Transport;
 const EVERYTHING: &str = r#"
 realm = "example.org"
 hostname = "2001:db8::7"
+node = "fra-1"
 workers = 3
 drain-deadline = "10m"
 
@@ -117,6 +118,17 @@ idle = "90s"
 [[front]]
 listen = "127.0.0.1:80"
 web = "127.0.0.1:8080"
+
+[fleet]
+servers = ["tls://nats.example.org", "tls://[2001:db8::9]:4333"]
+name = "calls"
+region = "eu_1"
+weight = 50
+urls = ["turn:fra.example.org?transport=udp"]
+limits = "fleet"
+regions-file = "regions.txt"
+nodes-per-credential = 3
+replicas = 5
 "#;
 
 fn endpoints(transport: Transport, addresses: &[&str]) -> Vec<Endpoint> {
@@ -129,6 +141,7 @@ fn every_value_is_parsed() {
     let expected = Config {
         realm: "example.org".to_owned(),
         hostname: Some("[2001:db8::7]".to_owned()),
+        node: Some("fra-1".to_owned()),
         workers: 3,
         drain_deadline: Duration::from_secs(600),
         listen: [
@@ -209,6 +222,7 @@ fn every_value_is_parsed() {
             servers: ["203.0.113.5:3478", "[2001:db8::5]:3478"].map(|a| a.parse().unwrap()).to_vec(),
             tls_servers: ["203.0.113.5:5349", "[2001:db8::5]:5349"].map(|a| a.parse().unwrap()).to_vec(),
             domain: Some("turn2.example.org".to_owned()),
+            from_fleet: false,
             when: AlternateWhen::Full,
         },
         compat: Compat {
@@ -265,9 +279,26 @@ fn every_value_is_parsed() {
                 idle: Duration::from_secs(3_600),
             },
         ],
+        fleet: Some(Fleet {
+            servers: vec![
+                FleetServer { tls: true, host: "nats.example.org".to_owned(), port: 4222 },
+                FleetServer { tls: true, host: "[2001:db8::9]".to_owned(), port: 4333 },
+            ],
+            access: FleetAccess::Open,
+            ca_file: None,
+            name: "calls".to_owned(),
+            region: Some("eu_1".to_owned()),
+            weight: 50,
+            urls: vec!["turn:fra.example.org:3478?transport=udp".to_owned()],
+            limits: FleetLimits::Fleet,
+            regions_file: Some("regions.txt".into()),
+            nodes_per_credential: 3,
+            replicas: Some(5),
+        }),
         files: vec![
             ("tls.certificate", "chain.pem".into()),
             ("tls.private-key", "/etc/key.pem".into()),
+            ("fleet.regions-file", "regions.txt".into()),
             ("tls.certificates.certificate", "/etc/web.pem".into()),
             ("tls.certificates.private-key", "web-key.pem".into()),
         ],
@@ -431,7 +462,9 @@ front    [::]:8443: TURN, also over TLS as turn.example.org, relay.example.org. 
          at most 7 connections; 90s without data end one
 front    127.0.0.1:80: TURN without TLS; everything else goes to 127.0.0.1:8080
          at most 10000 connections; 1h without data end one
-keys     app.1"
+keys     app.1
+fleet    tls://nats.example.org:4222, tls://[2001:db8::9]:4333, as the node fra-1 of calls
+         region eu_1, weight 50; limits per user apply to all nodes together"
     );
 }
 

@@ -65,6 +65,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         privacy: Arc::new(Privacy::new(ClientAddresses::Full, Usernames::Full, [7; 32])),
         offload_interfaces: Arc::default(),
         proxies: [].into(),
+        records: false,
     };
     let key = HttpKey {
         name: "app".to_owned(),

@@ -39,7 +39,8 @@ fn alternate_servers_must_be_addresses_of_other_servers() {
     );
     assert_eq!(
         error("[alternate]\nservers = \"203.0.113.5:1\""),
-        "2:11: `alternate.servers` must be a list: put the value in brackets, [\"…\"]"
+        "2:11: `alternate.servers` must be a list of addresses, for example [\"203.0.113.5:3478\"], or \"fleet\" for the \
+         other nodes of `[fleet]`"
     );
 }
 

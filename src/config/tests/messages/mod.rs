@@ -5,6 +5,7 @@ use super::*;
 mod acme;
 mod alternate;
 mod auth;
+mod fleet;
 mod front;
 mod general;
 mod http_keys;

@@ -1,0 +1,244 @@
+//! The form of events. docs/fleet.md describes it, and a test compares the two.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use crate::clock;
+use crate::config::{Config, HttpKey};
+use crate::transport::Transport;
+use crate::turn::{AllocationInfo, EndReason, Traffic};
+use crate::worker::{LostRecords, SessionId, SessionRecord};
+
+/// The version of the form. A new field does not change it; a field that goes or gets another meaning does.
+const VERSION: u32 = 1;
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Kind {
+    /// The process has started. All earlier allocations of the node have ended.
+    NodeStarted,
+    /// The process ends. All of its allocations have ended.
+    NodeStopped,
+    /// An allocation was created.
+    Started,
+    /// The running sums of an allocation.
+    Usage,
+    /// An allocation has ended; the final sums.
+    Ended,
+    /// Events did not fit; the sums of the allocations whose end is missing.
+    Lost,
+}
+
+impl Kind {
+    /// Returns the value of `type`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::NodeStarted => "node.started",
+            Self::NodeStopped => "node.stopped",
+            Self::Started => "allocation.started",
+            Self::Usage => "allocation.usage",
+            Self::Ended => "allocation.ended",
+            Self::Lost => "events.lost",
+        }
+    }
+}
+
+/// An event.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Event {
+    pub(crate) kind: Kind,
+    /// The allocation, if the event is about one.
+    pub(crate) session: Option<SessionId>,
+    /// The user of the allocation; empty if there is none.
+    pub(crate) user: String,
+    /// The traffic of the allocation, or of all whose end is missing.
+    pub(crate) traffic: Traffic,
+    /// The event as a JSON object on one line.
+    pub(crate) json: String,
+}
+
+/// Makes events of one node.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Source {
+    node: String,
+    /// Identifies the run of the process.
+    boot: String,
+    /// The prefix of the users of each API key, and its name.
+    keys: Vec<(String, String)>,
+}
+
+impl Source {
+    pub(crate) fn new(config: &Config, boot: &str) -> Self {
+        let key = |key: &HttpKey| (!key.user_prefix.is_empty()).then(|| (key.user_prefix.clone(), key.name.clone()));
+        Self {
+            node: config.node_name(),
+            boot: boot.to_owned(),
+            keys: config.http.keys.iter().filter_map(key).collect(),
+        }
+    }
+
+    /// Returns the API key with which the credentials of a user were made: the one with the longest prefix of the name.
+    fn key_of(&self, user: &str) -> Option<&str> {
+        let keys = self.keys.iter().filter(|(prefix, _)| user.starts_with(prefix));
+        keys.max_by_key(|(prefix, _)| prefix.len()).map(|(_, name)| name.as_str())
+    }
+
+    pub(crate) fn node_started(&self) -> Event {
+        self.about_node(Kind::NodeStarted)
+    }
+
+    pub(crate) fn node_stopped(&self) -> Event {
+        self.about_node(Kind::NodeStopped)
+    }
+
+    fn about_node(&self, kind: Kind) -> Event {
+        let mut fields = self.fields(kind);
+        fields.insert("version".to_owned(), env!("CARGO_PKG_VERSION").into());
+        Event {
+            kind,
+            session: None,
+            user: String::new(),
+            traffic: Traffic::default(),
+            json: Value::Object(fields).to_string(),
+        }
+    }
+
+    /// Returns the event of a record.
+    pub(crate) fn record(&self, record: SessionRecord) -> Event {
+        match record {
+            SessionRecord::Started { session, user, transport } => {
+                self.about(Kind::Started, session, user, transport, Duration::ZERO, Traffic::default(), None)
+            }
+            SessionRecord::Ended { session, user, transport, duration, traffic, reason } => {
+                self.about(Kind::Ended, session, user, transport, duration, traffic, Some(reason))
+            }
+        }
+    }
+
+    /// Returns the running sums of an allocation.
+    pub(crate) fn usage(&self, worker: usize, info: &AllocationInfo) -> Event {
+        let session = SessionId { worker, allocation: info.id };
+        let (user, transport) = (info.user.clone(), info.tuple.transport);
+        self.about(Kind::Usage, session, user, transport, info.age, info.traffic, None)
+    }
+
+    /// Returns the event for records that are lost.
+    pub(crate) fn lost(&self, lost: &LostRecords) -> Event {
+        let mut fields = self.fields(Kind::Lost);
+        fields.insert("started".to_owned(), lost.started.into());
+        fields.insert("ended".to_owned(), lost.ended.into());
+        insert_traffic(&mut fields, &lost.traffic);
+        Event {
+            kind: Kind::Lost,
+            session: None,
+            user: String::new(),
+            traffic: lost.traffic,
+            json: Value::Object(fields).to_string(),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of an event")]
+    fn about(
+        &self,
+        kind: Kind,
+        session: SessionId,
+        user: String,
+        transport: Transport,
+        duration: Duration,
+        traffic: Traffic,
+        reason: Option<EndReason>,
+    ) -> Event {
+        let mut fields = self.fields(kind);
+        fields.insert("session".to_owned(), session.to_string().into());
+        fields.insert("user".to_owned(), user.as_str().into());
+        fields.insert("key".to_owned(), self.key_of(&user).into());
+        fields.insert("transport".to_owned(), transport.as_str().into());
+        if kind != Kind::Started {
+            let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+            fields.insert("duration_ms".to_owned(), milliseconds.into());
+            insert_traffic(&mut fields, &traffic);
+        }
+        if let Some(reason) = reason {
+            fields.insert("cause".to_owned(), reason.as_str().into());
+        }
+        Event { kind, session: Some(session), user, traffic, json: Value::Object(fields).to_string() }
+    }
+
+    /// Returns the fields of every event.
+    fn fields(&self, kind: Kind) -> Map<String, Value> {
+        let fields = json!({
+            "v": VERSION,
+            "type": kind.as_str(),
+            "time_ms": clock::unix_milliseconds(),
+            "node": self.node,
+            "boot": self.boot,
+        });
+        match fields {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        }
+    }
+}
+
+fn insert_traffic(fields: &mut Map<String, Value>, traffic: &Traffic) {
+    for (name, value) in [
+        ("packets_to_peers", traffic.packets_to_peers),
+        ("bytes_to_peers", traffic.bytes_to_peers),
+        ("packets_to_client", traffic.packets_to_client),
+        ("bytes_to_client", traffic.bytes_to_client),
+    ] {
+        fields.insert(name.to_owned(), value.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> Source {
+        let keys = [("app-", "app"), ("app-test-", "test")].map(|(prefix, name)| (prefix.to_owned(), name.to_owned()));
+        Source { node: "fra-1".to_owned(), boot: "b00t".to_owned(), keys: keys.into() }
+    }
+
+    fn session() -> SessionId {
+        "1-2-3".parse().unwrap()
+    }
+
+    #[test]
+    fn an_ended_allocation_has_its_final_sums_and_the_key_with_the_longest_prefix() {
+        let traffic = Traffic { packets_to_peers: 1, bytes_to_peers: 2, packets_to_client: 3, bytes_to_client: 4 };
+        let event = source().record(SessionRecord::Ended {
+            session: session(),
+            user: "app-test-ann".to_owned(),
+            transport: Transport::Tls,
+            duration: Duration::from_millis(61_500),
+            traffic,
+            reason: EndReason::Expired,
+        });
+        let mut fields: Value = serde_json::from_str(&event.json).unwrap();
+        assert!(fields["time_ms"].as_u64().unwrap() > 1_700_000_000_000);
+        fields.as_object_mut().unwrap().remove("time_ms");
+        assert_eq!(
+            fields,
+            json!({
+                "v": 1, "type": "allocation.ended", "node": "fra-1", "boot": "b00t", "session": "1-2-3",
+                "user": "app-test-ann", "key": "test", "transport": "tls", "duration_ms": 61_500, "cause": "expired",
+                "packets_to_peers": 1, "bytes_to_peers": 2, "packets_to_client": 3, "bytes_to_client": 4,
+            })
+        );
+        assert!(!event.json.contains('\n'));
+    }
+
+    #[test]
+    fn a_user_without_a_prefix_has_no_key() {
+        let event = source().record(SessionRecord::Started {
+            session: session(),
+            user: "bob".to_owned(),
+            transport: Transport::Udp,
+        });
+        let fields: Value = serde_json::from_str(&event.json).unwrap();
+        assert_eq!((&fields["key"], &fields["type"]), (&Value::Null, &json!("allocation.started")));
+        assert!(fields.get("bytes_to_peers").is_none());
+    }
+}

@@ -1,0 +1,216 @@
+//! The events of allocations, for billing and analysis: the thread `events` reads the records of the workers, adds
+//! running sums once a minute, and gives the events to sinks.
+//!
+//! A sink never waits when it takes an event. It keeps what its receiver has not acknowledged, or counts what does not
+//! fit. [`event`] has the form of an event, which docs/fleet.md describes.
+
+pub(super) mod event;
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval_at, timeout};
+
+use super::start::WorkerControl;
+use crate::config::Config;
+use crate::net::background;
+use crate::turn::{Cursor, Filter};
+use crate::worker::{FeedReader, RecordBatch};
+use event::{Event, Source};
+
+/// The interval of the running sums.
+const USAGE: Duration = Duration::from_secs(60);
+
+/// The time that sinks have for the last events when the process stops.
+const LAST_EVENTS: Duration = Duration::from_secs(5);
+
+/// A receiver of events.
+pub(super) trait Sink {
+    /// Takes an event. Must not wait.
+    fn take(&mut self, event: &Rc<Event>);
+
+    /// Returns whether running sums are useful at present. If the receiver is away, the next ones make up for them.
+    fn wants_usage(&self) -> bool;
+
+    /// Sends what can be sent before the process ends. The caller stops waiting for it after a few seconds.
+    fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// The sinks that a configuration wants. Each is started on the thread `events`, within its `LocalSet`.
+pub(super) type Sinks = Vec<Box<dyn Sink>>;
+
+/// What the thread needs of a configuration.
+#[derive(Clone, Debug, PartialEq)]
+struct Settings {
+    source: Source,
+}
+
+impl Settings {
+    /// Returns the settings; `None` if no event is wanted.
+    fn of(config: &Config, boot: &str) -> Option<Self> {
+        wants_events(config).then(|| Self { source: Source::new(config, boot) })
+    }
+}
+
+/// Returns whether a configuration has a sink for events.
+pub(super) fn wants_events(_config: &Config) -> bool {
+    false
+}
+
+/// The thread `events`, which runs from the first configuration with a sink until the process ends.
+#[derive(Debug)]
+pub(super) struct Events {
+    settings: watch::Sender<Option<Arc<Settings>>>,
+    /// Identifies this run of the process.
+    boot: String,
+    /// Until the thread is started.
+    inputs: Option<(Vec<FeedReader>, Vec<WorkerControl>)>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Events {
+    pub(super) fn new(readers: Vec<FeedReader>, workers: Vec<WorkerControl>, boot: String) -> Self {
+        Self { settings: watch::Sender::new(None), boot, inputs: Some((readers, workers)), thread: None }
+    }
+
+    /// Follows a configuration. The workers make records if its snapshot says so.
+    pub(super) fn configure(&mut self, config: &Config) {
+        let settings = Settings::of(config, &self.boot).map(Arc::new);
+        let is_wanted = settings.is_some();
+        self.settings.send_replace(settings);
+        if let Some((readers, workers)) = self.inputs.take_if(|_| is_wanted) {
+            let settings = self.settings.subscribe();
+            match background::start("events", move || run(readers, workers, settings)) {
+                Ok(thread) => self.thread = Some(thread),
+                Err(error) => tracing::error!(
+                    event = "events-failed", %error,
+                    "cannot start the thread for events of allocations, so there are none until a restart"
+                ),
+            }
+        }
+    }
+
+    /// Waits for the last events. Call it when the workers have ended.
+    pub(super) fn finish(self) {
+        // The thread sees the end of the feeds. A panic of it has been logged.
+        drop(self.settings);
+        drop(self.inputs);
+        let _ = self.thread.map(JoinHandle::join);
+    }
+}
+
+/// The sinks, and what makes events of records.
+struct Hub {
+    source: Source,
+    sinks: Sinks,
+}
+
+impl Hub {
+    fn give(&mut self, event: Event) {
+        let event = Rc::new(event);
+        self.sinks.iter_mut().for_each(|sink| sink.take(&event));
+    }
+
+    fn take(&mut self, batch: RecordBatch) {
+        if !batch.lost.is_empty() {
+            tracing::warn!(
+                event = "events-lost",
+                started = batch.lost.started,
+                ended = batch.lost.ended,
+                "events of allocations did not fit, because the thread for events was too slow: their sums are in one \
+                 `events.lost`"
+            );
+            self.give(self.source.lost(&batch.lost));
+        }
+        for record in batch.records {
+            self.give(self.source.record(record));
+        }
+    }
+}
+
+async fn run(
+    readers: Vec<FeedReader>,
+    workers: Vec<WorkerControl>,
+    mut settings: watch::Receiver<Option<Arc<Settings>>>,
+) {
+    let first = settings.borrow_and_update().clone();
+    let Some(first) = first else { return };
+    let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks: Vec::new() }));
+    let started = hub.borrow().source.node_started();
+    hub.borrow_mut().give(started);
+    let mut feeds = JoinSet::new();
+    for mut reader in readers {
+        let hub = Rc::clone(&hub);
+        feeds.spawn_local(async move {
+            while let Some(batch) = reader.recv().await {
+                hub.borrow_mut().take(batch);
+            }
+        });
+    }
+    let usage = tokio::task::spawn_local(usage(Rc::clone(&hub), workers));
+    loop {
+        tokio::select! {
+            ended = feeds.join_next() => if ended.is_none() { break },
+            changed = settings.changed() => {
+                if changed.is_err() {
+                    // The process stops. The feeds end when the workers have ended.
+                    while feeds.join_next().await.is_some() {}
+                    break;
+                }
+                let settings = settings.borrow_and_update().clone();
+                if let Some(settings) = settings {
+                    hub.borrow_mut().source = settings.source.clone();
+                }
+            }
+        }
+    }
+    usage.abort();
+    let stopped = hub.borrow().source.node_stopped();
+    hub.borrow_mut().give(stopped);
+    let sinks = std::mem::take(&mut hub.borrow_mut().sinks);
+    let mut last = JoinSet::new();
+    for sink in sinks {
+        last.spawn_local(sink.finish());
+    }
+    // What is left stays where the sink keeps it.
+    let _ = timeout(LAST_EVENTS, async { while last.join_next().await.is_some() {} }).await;
+}
+
+/// Makes running sums once a minute, at another second of the minute for each process.
+async fn usage(hub: Rc<RefCell<Hub>>, workers: Vec<WorkerControl>) {
+    let first = tokio::time::Instant::now() + USAGE.mul_f64(random_fraction());
+    let mut ticks = interval_at(first, USAGE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let all = Arc::new(Filter::default());
+    loop {
+        ticks.tick().await;
+        for (index, worker) in workers.iter().enumerate() {
+            let mut cursor = Some(Cursor::default());
+            while let Some(at) = cursor
+                && hub.borrow().sinks.iter().any(|sink| sink.wants_usage())
+            {
+                // A worker that has ended has no allocations.
+                let Ok(page) = worker.handle.list(at, Arc::clone(&all)).await else { break };
+                cursor = page.next;
+                let mut hub = hub.borrow_mut();
+                for info in &page.allocations {
+                    let event = Rc::new(hub.source.usage(index, info));
+                    hub.sinks.iter_mut().filter(|sink| sink.wants_usage()).for_each(|sink| sink.take(&event));
+                }
+            }
+        }
+    }
+}
+
+fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness, the sums of all processes come at the same second.
+    let _ = getrandom::getrandom(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
