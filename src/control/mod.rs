@@ -26,7 +26,10 @@ mod service;
 mod service_listeners;
 mod signals;
 mod snapshot;
+#[allow(dead_code, reason = "its users follow")]
+mod spool;
 mod start;
+mod state_directory;
 mod text_fields;
 mod tls;
 mod urls;

@@ -1,9 +1,9 @@
 //! The state directory: the key of the account, the certificate and its key, and the wait after failures. Each file is
 //! replaced as a whole.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Seek as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use instant_acme::AccountCredentials;
@@ -16,14 +16,11 @@ use super::failure::{Failure, Kind};
 use super::same_names;
 use super::schedule::Validity;
 use crate::config::Acme;
+use crate::control::state_directory::{self, Lock, Unusable, create, rename, replace, temporary};
 use crate::file;
 use crate::net::tls;
 use crate::setting::TLS_ACME_STATE_DIRECTORY;
 
-/// The mode of each file.
-const MODE: u32 = 0o600;
-/// The mode of the directory, if the server creates it.
-const DIRECTORY_MODE: u32 = 0o700;
 /// The bytes that are reserved for a certificate before it is ordered.
 const RESERVED: usize = 64 * 1024;
 /// The first line of the certificate file, before the URL of the directory.
@@ -34,8 +31,7 @@ const ORDERED_FROM: &str = "# Ordered by turnserver from ";
 pub(super) struct Store {
     directory: PathBuf,
     certificate: PathBuf,
-    /// Locked until it is dropped.
-    _lock: File,
+    _lock: Lock,
 }
 
 /// The account of the server with an authority.
@@ -64,19 +60,13 @@ impl Store {
     /// If it cannot be written, or another server uses it.
     pub(super) fn open(acme: &Acme) -> Result<Self, Failure> {
         let directory = acme.state_directory.clone();
-        let failed = |error: io::Error| unwritable(&directory, &error);
-        if !directory.exists() {
-            DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory).map_err(failed)?;
-        }
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(directory.join("lock"));
-        let lock = lock.map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { directory, certificate: acme.files().certificate, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(Failure::new(format!(
+        match state_directory::lock(&directory) {
+            Ok(lock) => Ok(Self { directory, certificate: acme.files().certificate, _lock: lock }),
+            Err(Unusable::InUse) => Err(Failure::new(format!(
                 "another server uses {}: set another `{TLS_ACME_STATE_DIRECTORY}` for each server",
                 directory.display()
             ))),
-            Err(TryLockError::Error(error)) => Err(failed(error)),
+            Err(Unusable::Io(error)) => Err(unwritable(&directory, &error)),
         }
     }
 
@@ -253,49 +243,8 @@ impl Drop for Reserved {
     }
 }
 
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    path.with_file_name(name)
-}
-
-/// Creates a file that only this user may read. What an earlier run has left behind is replaced.
-fn create(path: &Path) -> io::Result<File> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    OpenOptions::new().write(true).create_new(true).mode(MODE).open(path)
-}
-
-/// Replaces a file as a whole: after a crash it has the old or the new content.
-fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    let new = temporary(path);
-    let written = create(&new).and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
-    written.and_then(|()| rename(&new, path)).inspect_err(|_| drop(fs::remove_file(&new)))
-}
-
-fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)?;
-    // So that the new name outlives a crash.
-    File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()
-}
-
 fn unwritable(directory: &Path, error: &io::Error) -> Failure {
-    let advice = match error.kind() {
-        // The sandbox of the unit shows every other directory like this.
-        io::ErrorKind::ReadOnlyFilesystem => &format!(
-            "; with systemd, set StateDirectory=turnserver in the unit; for another directory than /var/lib/turnserver, \
-             create it for the user of the server, and set ReadWritePaths={} in a drop-in of the unit",
-            directory.display()
-        ),
-        io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound => {
-            "; with systemd, set StateDirectory=turnserver in the unit; otherwise create the directory for the user of the \
-             server (install -d -m 700 -o turnserver)"
-        }
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space",
-        _ => "",
-    };
+    let advice = state_directory::advice(directory, error);
     let message = format!("{} cannot be written (`{TLS_ACME_STATE_DIRECTORY}`): {error}{advice}", directory.display());
     Failure { kind: Kind::Unwritable, ..Failure::new(message) }
 }
