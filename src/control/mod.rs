@@ -18,6 +18,7 @@ mod offload;
 #[cfg(not(feature = "offload"))]
 #[path = "no_offload.rs"]
 mod offload;
+mod outbound;
 mod passed;
 mod relay_tables;
 mod reload;

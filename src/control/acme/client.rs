@@ -1,49 +1,33 @@
 //! The HTTPS client that talks to the directory of an authority. Whatever the directory sends is bounded in size and time.
 
 use std::future::Future;
-use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::header::{DATE, HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{DATE, HeaderValue, RETRY_AFTER};
 use hyper::{HeaderMap, Request, Response, StatusCode, Uri};
-use hyper_util::rt::TokioIo;
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
-use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
 
-use super::connect::connect;
 use super::dates::http_date;
 use super::failure::{Failure, of_problem, text};
 use crate::clock;
-use crate::file;
-use crate::net::tls::date;
+use crate::control::outbound::{self, Destination};
 use crate::setting::{TLS_ACME_DIRECTORY, TLS_ACME_DIRECTORY_CA_FILE};
 
 /// The longest time for a request and its response.
 const REQUEST_TIME: Duration = Duration::from_secs(30);
 /// The longest response, in bytes. A chain of certificates has a few thousand.
 const MAX_BODY: usize = 256 * 1024;
-/// The longest head of a response, in bytes.
-const MAX_HEAD: usize = 32 * 1024;
-/// The most header fields of a response.
-const MAX_FIELDS: usize = 64;
 /// The most bytes of a URL from the directory.
 const MAX_URL: usize = 2_048;
 /// The longest wait between two requests of one order, in seconds, whatever the directory demands.
 const MAX_POLL: u64 = 30;
-
-const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
 /// A client of one directory. Clones share what it has observed.
 #[derive(Clone)]
@@ -72,17 +56,9 @@ impl Client {
     /// # Errors
     /// If the file cannot be used.
     pub(super) fn new(ca: Option<&Path>) -> Result<Self, Failure> {
-        let roots = match ca {
-            None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
-            Some(path) => read_roots(path)
-                .map_err(|why| Failure::new(format!("`{TLS_ACME_DIRECTORY_CA_FILE}`: {}: {why}", path.display())))?,
-        };
-        let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| Failure::new(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(Self { tls: TlsConnector::from(Arc::new(config)), observed: Arc::default() })
+        let tls = outbound::tls_connector(ca);
+        let tls = tls.map_err(|why| Failure::new(format!("`{TLS_ACME_DIRECTORY_CA_FILE}`: {why}")))?;
+        Ok(Self { tls, observed: Arc::default() })
     }
 
     /// Returns how far the clock of this machine is ahead of that of the directory, in seconds.
@@ -122,35 +98,12 @@ impl Client {
     }
 
     async fn send(&self, request: Request<BodyWrapper<Bytes>>) -> Result<Response<Full<Bytes>>, NoResponse> {
-        let (mut head, body) = request.into_parts();
-        let (host, port, path) = destination(&head.uri)?;
-        let authority = authority(&host, port);
-        let shown = authority.clone();
-        let failed = |why: String| NoResponse(format!("{shown}: {why}"));
-        let stream = connect(&host, port).await.map_err(&failed)?;
-        let name = ServerName::try_from(host.clone()).map_err(|_| failed("it is no name of a server".to_owned()))?;
-        let stream = self.tls.connect(name, stream).await.map_err(|error| failed(tls_failure(&error)))?;
-
-        let authority = authority.strip_suffix(":443").unwrap_or(&authority);
-        let authority = HeaderValue::from_str(authority).map_err(|error| failed(error.to_string()))?;
-        head.headers.insert(HOST, authority);
-        head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
-        head.uri = path;
-        let handshake = http1::Builder::new()
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_FIELDS)
-            .handshake::<_, BodyWrapper<Bytes>>(TokioIo::new(stream))
-            .await;
-        let (mut sender, connection) = handshake.map_err(|error| failed(error.to_string()))?;
-        // It ends when this function returns. Its error is also that of the request.
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { drop(connection.await) });
-        let response = sender.send_request(Request::from_parts(head, body)).await;
-        let (mut head, body) = response.map_err(|error| failed(format!("it sent no response: {error}")))?.into_parts();
-        let body = Limited::new(body, MAX_BODY).collect().await.map_err(|error| {
-            failed(format!("its response cannot be read, or is longer than {} KiB: {error}", MAX_BODY / 1024))
-        })?;
-        let body = body.to_bytes();
+        let to = destination(request.uri())?;
+        let failed = |why: String| NoResponse(format!("{}: {why}", to.authority()));
+        let stream = outbound::connect(&to.host, to.port).await.map_err(&failed)?;
+        let stream = outbound::tls(&self.tls, &to.host, stream, TLS_ACME_DIRECTORY_CA_FILE).await.map_err(&failed)?;
+        let response = outbound::exchange(stream, &to, request, MAX_BODY).await;
+        let (mut head, body) = response.map_err(&failed)?;
         self.observe(&mut head.headers);
         check(head.status, &body).map_err(failed)?;
         Ok(Response::from_parts(head, Full::new(body)))
@@ -159,13 +112,9 @@ impl Client {
     /// Remembers what the head of a response says.
     fn observe(&self, headers: &mut HeaderMap) {
         let now = clock::unix_seconds();
-        let value = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-        let seconds = |text: &str| match text.trim().parse::<u64>() {
-            Ok(seconds) => Some(seconds),
-            Err(_) => http_date(text).map(|at| at.saturating_sub(now)),
-        };
-        let retry_after = value(RETRY_AFTER).and_then(seconds);
-        let ahead = value(DATE).and_then(http_date).map(|at| now.cast_signed().saturating_sub(at.cast_signed()));
+        let retry_after = outbound::retry_after(headers, now);
+        let date = headers.get(DATE).and_then(|value| value.to_str().ok()).and_then(http_date);
+        let ahead = date.map(|at| now.cast_signed().saturating_sub(at.cast_signed()));
         *self.observed() = Observed { retry_after, ahead };
         // instant-acme waits that long between two requests, and it adds the value to the present time, which panics if
         // the sum is out of range.
@@ -198,53 +147,13 @@ impl HttpClient for Client {
     }
 }
 
-fn read_roots(path: &Path) -> Result<RootCertStore, String> {
-    let bytes = file::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(&bytes) {
-        let certificate = certificate.map_err(|_| "it is not well-formed PEM".to_owned())?;
-        roots.add(certificate).map_err(|error| error.to_string())?;
-    }
-    if roots.is_empty() { Err("it has no certificate".to_owned()) } else { Ok(roots) }
-}
-
-/// Returns the host, the port and the path of a URL of the directory.
-fn destination(uri: &Uri) -> Result<(String, u16, Uri), NoResponse> {
+/// Returns where a request for a URL of the directory goes.
+fn destination(uri: &Uri) -> Result<Destination, NoResponse> {
     let shown = || text(&uri.to_string());
     if uri.scheme_str() != Some("https") || uri.to_string().len() > MAX_URL {
         return Err(NoResponse(format!("the directory names a URL that does not begin with https://: {}", shown())));
     }
-    let host = uri.host().ok_or_else(|| NoResponse(format!("a URL without a host: {}", shown())))?;
-    let host = host.trim_matches(['[', ']']).to_owned();
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let path = path.parse().map_err(|_| NoResponse(format!("a URL without a path: {}", shown())))?;
-    Ok((host, uri.port_u16().unwrap_or(443), path))
-}
-
-/// Returns the host and the port as in a URL: an IPv6 address has brackets (RFC 3986 §3.2.2).
-fn authority(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-/// Describes why TLS with the directory failed.
-fn tls_failure(error: &io::Error) -> String {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match inner {
-        Some(rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-        )) => format!(
-            "its certificate is not valid on {}, which is the time of this machine: check the clock",
-            date(clock::unix_seconds())
-        ),
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
-            "its certificate comes from an authority that is not trusted: for a private one, set \
-             `{TLS_ACME_DIRECTORY_CA_FILE}`"
-        ),
-        _ => format!("TLS failed: {error}"),
-    }
+    Destination::of(uri, 443).ok_or_else(|| NoResponse(format!("a URL without a host: {}", shown())))
 }
 
 /// Checks that a response is one of RFC 8555, and not that of a proxy or of another service.
@@ -266,12 +175,11 @@ mod tests {
     #[test]
     fn only_https_urls_of_the_directory_are_requested() {
         let parse = |url: &str| destination(&url.parse().unwrap());
-        let (host, port, path) = parse("https://acme.example.org/dir?x=1").unwrap();
-        assert_eq!((host.as_str(), port, path.to_string().as_str()), ("acme.example.org", 443, "/dir?x=1"));
-        let (host, port, _) = parse("https://[::1]:14000/dir").unwrap();
-        assert_eq!((host.as_str(), port), ("::1", 14_000));
-        assert_eq!(authority("::1", 443), "[::1]:443");
-        assert_eq!(authority("acme.example.org", 14_000), "acme.example.org:14000");
+        let to = parse("https://acme.example.org/dir?x=1").unwrap();
+        assert_eq!((to.host.as_str(), to.port, to.path.to_string().as_str()), ("acme.example.org", 443, "/dir?x=1"));
+        assert_eq!(to.authority(), "acme.example.org:443");
+        let to = parse("https://[::1]:14000/dir").unwrap();
+        assert_eq!((to.host.as_str(), to.port, to.authority().as_str()), ("::1", 14_000, "[::1]:14000"));
         for url in ["http://acme.example.org/dir", "/dir", &format!("https://a.example.org/{}", "x".repeat(MAX_URL))] {
             assert!(parse(url).is_err(), "{url}");
         }

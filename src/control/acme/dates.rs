@@ -3,7 +3,7 @@
 use der::DateTime;
 
 /// Parses the value of a `Date` or `Retry-After` field, as in `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110 §5.6.7).
-pub(super) fn http_date(text: &str) -> Option<u64> {
+pub(in crate::control) fn http_date(text: &str) -> Option<u64> {
     const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     let (_, rest) = text.trim().split_once(", ")?;
     let mut parts = rest.split(' ');

@@ -10,7 +10,6 @@ mod ari;
 mod back_off;
 mod challenges;
 mod client;
-mod connect;
 mod dates;
 mod failure;
 mod order;
@@ -28,6 +27,7 @@ use agent::Agent;
 use challenges::ChallengeSender;
 
 pub(super) use challenges::Pending;
+pub(super) use dates::http_date;
 pub(super) use status::{Published, State, Status};
 
 /// What the thread needs of a configuration.

@@ -1,4 +1,4 @@
-//! Connects to the server of a directory, which may have several addresses (RFC 8305).
+//! Connects to a server, which may have several addresses (RFC 8305).
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,7 +18,7 @@ const MAX_SHOWN: usize = 4;
 ///
 /// # Errors
 /// Why it cannot be reached.
-pub(super) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
+pub(in crate::control) async fn connect(host: &str, port: u16) -> Result<TcpStream, String> {
     match tokio::net::lookup_host((host, port)).await {
         Ok(addresses) => connect_to_one(addresses.collect()).await,
         Err(error) => Err(format!("the name cannot be resolved ({error}): check the DNS of this machine")),

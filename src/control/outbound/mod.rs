@@ -1,0 +1,173 @@
+//! HTTP requests of the server: of the authority that certifies it, and of the receiver of its events. Redirects are not
+//! followed, and what a response may have is bounded.
+
+mod connect;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Bytes};
+use hyper::client::conn::http1;
+use hyper::header::{HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::http::response::Parts;
+use hyper::{HeaderMap, Request, Uri};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{self, CertificateError, ClientConfig, RootCertStore};
+
+use super::acme::http_date;
+use crate::clock;
+use crate::file;
+use crate::net::tls::date;
+
+pub(super) use connect::connect;
+
+/// The longest head of a response, in bytes.
+const MAX_HEAD: usize = 32 * 1024;
+/// The most header fields of a response.
+const MAX_FIELDS: usize = 64;
+
+const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
+
+/// Creates the TLS client that trusts the authorities in a PEM file; without one, those that browsers trust.
+///
+/// # Errors
+/// If the file cannot be used.
+pub(super) fn tls_connector(ca: Option<&Path>) -> Result<TlsConnector, String> {
+    let roots = match ca {
+        None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
+        Some(path) => read_roots(path).map_err(|why| format!("{}: {why}", path.display()))?,
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+fn read_roots(path: &Path) -> Result<RootCertStore, String> {
+    let bytes = file::read(path).map_err(|error| format!("it cannot be read: {error}"))?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(&bytes) {
+        let certificate = certificate.map_err(|_| "it is not well-formed PEM".to_owned())?;
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    if roots.is_empty() { Err("it has no certificate".to_owned()) } else { Ok(roots) }
+}
+
+/// Where a request goes.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Destination {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) path: Uri,
+}
+
+impl Destination {
+    /// Returns the destination of a URL; `None` if it has no host. `port` is that of its scheme.
+    pub(super) fn of(uri: &Uri, port: u16) -> Option<Self> {
+        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let path = uri.path_and_query().map_or("/", |path| path.as_str()).parse().ok()?;
+        Some(Self { host, port: uri.port_u16().unwrap_or(port), path })
+    }
+
+    /// Returns the host and the port as in a URL: an IPv6 address has brackets (RFC 3986 §3.2.2).
+    pub(super) fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// Makes a TLS connection to the host on a connection. `ca_setting` is the key that names further authorities.
+///
+/// # Errors
+/// Why there is none.
+pub(super) async fn tls(
+    connector: &TlsConnector,
+    host: &str,
+    stream: TcpStream,
+    ca_setting: &str,
+) -> Result<TlsStream<TcpStream>, String> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| "it is no name of a server".to_owned())?;
+    connector.connect(name, stream).await.map_err(|error| tls_failure(&error, ca_setting))
+}
+
+/// Describes why TLS failed.
+fn tls_failure(error: &io::Error, ca_setting: &str) -> String {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match inner {
+        Some(rustls::Error::InvalidCertificate(
+            CertificateError::Expired
+            | CertificateError::ExpiredContext { .. }
+            | CertificateError::NotValidYet
+            | CertificateError::NotValidYetContext { .. },
+        )) => format!(
+            "its certificate is not valid on {}, which is the time of this machine: check the clock",
+            date(clock::unix_seconds())
+        ),
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
+            "its certificate comes from an authority that is not trusted: for a private one, set `{ca_setting}`"
+        ),
+        _ => format!("TLS failed: {error}"),
+    }
+}
+
+/// Sends a request, and returns the response, whose body has at most `max_body` bytes.
+///
+/// # Errors
+/// Why there is no response.
+pub(super) async fn exchange<S, B>(
+    stream: S,
+    to: &Destination,
+    request: Request<B>,
+    max_body: usize,
+) -> Result<(Parts, Bytes), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (mut head, body) = request.into_parts();
+    let authority = to.authority();
+    let default_port = if head.uri.scheme_str() == Some("http") { ":80" } else { ":443" };
+    let authority = authority.strip_suffix(default_port).unwrap_or(&authority);
+    head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|error| error.to_string())?);
+    head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+    head.uri = to.path.clone();
+    let handshake = http1::Builder::new()
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_FIELDS)
+        .handshake::<_, B>(TokioIo::new(stream))
+        .await;
+    let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
+    // It ends when this function returns. Its error is also that of the request.
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { drop(connection.await) });
+    let response = sender.send_request(Request::from_parts(head, body)).await;
+    let (head, body) = response.map_err(|error| format!("it sent no response: {error}"))?.into_parts();
+    let body = Limited::new(body, max_body)
+        .collect()
+        .await
+        .map_err(|error| format!("its response cannot be read, or is longer than {} KiB: {error}", max_body / 1024))?;
+    Ok((head, body.to_bytes()))
+}
+
+/// Returns the time that a response demands until the next request, in seconds (RFC 9110 §10.2.3).
+pub(super) fn retry_after(headers: &HeaderMap, now: u64) -> Option<u64> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    match text.trim().parse::<u64>() {
+        Ok(seconds) => Some(seconds),
+        Err(_) => http_date(text).map(|at| at.saturating_sub(now)),
+    }
+}
