@@ -13,6 +13,7 @@ pub mod control;
 pub mod coturn;
 pub mod doctor;
 pub mod file;
+pub mod fleet;
 mod front;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

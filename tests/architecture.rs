@@ -46,6 +46,7 @@ mod architecture {
         ("clock", &[]),
         ("offload", &["clock", "net"]),
         ("file", &[]),
+        ("fleet", &["turn"]),
         ("printable", &[]),
         ("privacy", &["auth", "printable"]),
         ("http", &["net", "privacy"]),
@@ -147,6 +148,7 @@ mod architecture {
         "turn",
         "client",
         "coturn",
+        "fleet",
     ];
 
     const MAX_LINES: usize = 800;
