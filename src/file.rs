@@ -24,12 +24,20 @@ const MISSING_CREDENTIAL: &str = " did not exist when the service was started.";
 /// # Errors
 /// If the file cannot be read, is not a regular file, or is longer, or if the unit made it in place of a missing file.
 pub fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    read_up_to(path, MAX_LENGTH)
+}
+
+/// Like [`read`], but the file may have up to `most` bytes.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_up_to(path: &Path, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     // Some devices act when they are opened.
-    check(&fs::metadata(path)?)?;
+    check(&fs::metadata(path)?, most)?;
     // A file that is replaced by a named pipe in between must not block the open call.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let length = check(&file.metadata()?)?;
-    let bytes = read_to_end(&file, length)?;
+    let length = check(&file.metadata()?, most)?;
+    let bytes = read_to_end(&file, length, most)?;
     missing_credential(&bytes).map_or(Ok(bytes), Err)
 }
 
@@ -45,15 +53,15 @@ fn missing_credential(text: &[u8]) -> Option<io::Error> {
 }
 
 /// Checks the type and the length of a file. Returns the length.
-fn check(metadata: &fs::Metadata) -> io::Result<u64> {
+fn check(metadata: &fs::Metadata, most: u64) -> io::Result<u64> {
     if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
     if let Some(kind) = special(metadata.file_type()) {
         return Err(io::Error::other(format!("it is {kind}, not a regular file")));
     }
-    if metadata.len() > MAX_LENGTH {
-        return Err(too_long());
+    if metadata.len() > most {
+        return Err(too_long(most));
     }
     Ok(metadata.len())
 }
@@ -70,17 +78,17 @@ fn special(kind: FileType) -> Option<&'static str> {
     }
 }
 
-fn too_long() -> io::Error {
-    io::Error::other("it is longer than 1 MiB")
+fn too_long(most: u64) -> io::Error {
+    io::Error::other(format!("it is longer than {} MiB", most >> 20))
 }
 
-fn read_to_end(file: &File, length: u64) -> io::Result<Zeroizing<Vec<u8>>> {
+fn read_to_end(file: &File, length: u64, most: u64) -> io::Result<Zeroizing<Vec<u8>>> {
     // The whole length is allocated at once, because a growing vector leaves copies of secrets in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
     // The length of some files, for example in /proc, is reported as 0. A file may also grow.
-    file.take(MAX_LENGTH + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_LENGTH {
-        return Err(too_long());
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(too_long(most));
     }
     strip_byte_order_mark(&mut bytes);
     Ok(bytes)

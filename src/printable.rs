@@ -32,6 +32,20 @@ const INVISIBLE: &[(char, char)] = &[
     ('\u{e0000}', '\u{e0fff}'),
 ];
 
+/// The most characters of a text that [`shown`] returns.
+const MAX_SHOWN: usize = 500;
+
+/// Returns a text for the log or an error, on one line, with spaces in place of what may not be shown. A long one is cut
+/// off.
+#[must_use]
+pub fn shown(from: &str) -> String {
+    let mut text: String = from.chars().take(MAX_SHOWN).map(|c| if is_printable(c) { c } else { ' ' }).collect();
+    if from.chars().nth(MAX_SHOWN).is_some() {
+        text.push('…');
+    }
+    text
+}
+
 /// Returns whether a character may be shown: it controls nothing, and it is visible or a space.
 #[must_use]
 pub fn is_printable(c: char) -> bool {

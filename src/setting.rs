@@ -60,7 +60,6 @@ settings! {
     HTTP_METRICS_FROM = "http.metrics-from";
     HTTP_METRICS_TOKEN_FILE = "http.metrics-token-file";
     FLEET_SERVERS = "fleet.servers";
-    FLEET_CREDENTIALS_FILE = "fleet.credentials-file";
     FLEET_PASSWORD_FILE = "fleet.password-file";
     FLEET_CA_FILE = "fleet.ca-file";
     FLEET_REGIONS_FILE = "fleet.regions-file";

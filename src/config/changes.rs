@@ -311,24 +311,22 @@ impl<'c> Comparison<'c> {
         shown("fleet.servers", |fleet| Some(list(&fleet.servers)));
         shown("fleet.user", |fleet| match &fleet.access {
             FleetAccess::Password(user, _) => Some(user.clone()),
-            _ => None,
+            FleetAccess::Open => None,
         });
         shown("fleet.ca-file", |fleet| fleet.ca_file.as_ref().map(|path| path.display().to_string()));
         shown("fleet.name", |fleet| Some(fleet.name.clone()));
-        shown("fleet.region", |fleet| fleet.region.clone());
+        shown("fleet.region", |fleet| Some(fleet.region.clone()));
         shown("fleet.weight", |fleet| Some(fleet.weight.to_string()));
         shown("fleet.urls", |fleet| Some(list(&fleet.urls)));
         shown("fleet.limits", |fleet| Some(fleet.limits.as_str().to_owned()));
-        shown("fleet.regions-file", |fleet| fleet.regions_file.as_ref().map(|path| path.display().to_string()));
         shown("fleet.nodes-per-credential", |fleet| Some(fleet.nodes_per_credential.to_string()));
         shown("fleet.replicas", |fleet| fleet.replicas.map(|replicas| replicas.to_string()));
-        self.hidden("fleet.credentials-file", |config| match &config.fleet.as_ref()?.access {
-            FleetAccess::Credentials(text) => Some(text),
-            _ => None,
+        self.hidden("fleet.regions-file", |config| {
+            (file(config, crate::setting::FLEET_REGIONS_FILE), config.fleet.as_ref().map(|fleet| &fleet.regions))
         });
         self.hidden("fleet.password-file", |config| match &config.fleet.as_ref()?.access {
             FleetAccess::Password(_, password) => Some(password),
-            _ => None,
+            FleetAccess::Open => None,
         });
     }
 }

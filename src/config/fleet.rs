@@ -12,6 +12,7 @@ use super::reader::Section;
 use super::{Config, Fleet, FleetAccess, FleetLimits, FleetServer, paths, schema};
 use crate::auth::Secret;
 use crate::file;
+use crate::fleet::{Heartbeat, Prefixes};
 use crate::transport::TurnUri;
 
 /// The port of NATS.
@@ -23,14 +24,20 @@ const MAX_NAME: usize = 64;
 /// What the names of nodes, fleets and regions consist of.
 const NAME_RULE: &str = "1 to 64 letters, digits, hyphens and underscores";
 
-const MAX_WEIGHT: u16 = 1_000;
+const MAX_WEIGHT: u32 = Heartbeat::MAX_WEIGHT;
 const MAX_URLS: usize = 16;
 const MAX_SERVERS: usize = 16;
 const MAX_NODES: u8 = 8;
+/// The longest file of prefixes in bytes: a million lines.
+const MAX_REGIONS_FILE: u64 = 64 << 20;
+/// The number of wrong lines of it that are shown.
+const SHOWN_LINES: usize = 5;
 
 impl Fleet {
+    /// The default of `region`.
+    pub(super) const REGION: &str = "default";
     /// The default of `weight`.
-    pub(super) const WEIGHT: u16 = 100;
+    pub(super) const WEIGHT: u32 = 100;
     /// The default of `nodes-per-credential`.
     pub(super) const NODES_PER_CREDENTIAL: u8 = 2;
 }
@@ -64,7 +71,7 @@ fn is_name_character(character: char) -> bool {
 }
 
 /// Returns whether a text may be the name of a node, a fleet or a region.
-pub(crate) fn is_name(text: &str) -> bool {
+pub(crate) fn is_fleet_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len()) && text.chars().all(is_name_character)
 }
 
@@ -75,7 +82,7 @@ pub(super) fn node(top: &Section<'_>, report: &mut Report<'_>) -> Option<String>
 
 fn name(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<String> {
     let text = section.string(key, report)?;
-    if is_name(text.get_ref()) {
+    if is_fleet_name(text.get_ref()) {
         return Some((*text.get_ref()).to_owned());
     }
     let (name, text_shown) = (section.name(key), quoted(text.get_ref()));
@@ -103,11 +110,11 @@ pub(super) fn fleet(top: &Section<'_>, report: &mut Report<'_>) -> Option<Fleet>
         access,
         ca_file: path(&section, "ca-file", report),
         name: name(&section, "name", report).unwrap_or_else(|| "turn".to_owned()),
-        region: name(&section, "region", report),
+        region: region(&section, report),
         weight: section.number("weight", 1..=MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),
         urls: urls(&section, report),
         limits: limits(&section, report),
-        regions_file: path(&section, "regions-file", report),
+        regions: regions(&section, report),
         nodes_per_credential: section
             .number("nodes-per-credential", 1..=MAX_NODES, report)
             .unwrap_or(Fleet::NODES_PER_CREDENTIAL),
@@ -149,9 +156,7 @@ fn server(text: &str) -> Result<FleetServer, String> {
         None => return Err(format!("is no URL: write nats:// or tls:// before it, {EXAMPLE}")),
     };
     if rest.contains('@') {
-        return Err("has a user or a password in the URL: set `fleet.user` and `fleet.password-file`, or \
-                    `fleet.credentials-file`"
-            .to_owned());
+        return Err("has a user or a password in the URL: set `fleet.user` and `fleet.password-file`".to_owned());
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     let (host, port) = match rest.rsplit_once(':') {
@@ -185,29 +190,10 @@ fn warn_of_plain(section: &Section<'_>, servers: &[FleetServer], report: &mut Re
 }
 
 fn access(section: &Section<'_>, report: &mut Report<'_>) -> FleetAccess {
-    let credentials = path(section, "credentials-file", report);
     let user = section.string("user", report).map(|user| (user.span(), (*user.get_ref()).to_owned()));
     let password = path(section, "password-file", report);
-    match (credentials, user, password) {
-        (Some(_), Some((span, _)), _) => {
-            report.error(&span, "`fleet.user` and `fleet.credentials-file` exclude each other: remove one");
-            FleetAccess::Open
-        }
-        (Some(_), None, Some(_)) => {
-            report.error(
-                &section.span("password-file"),
-                "`fleet.password-file` and `fleet.credentials-file` exclude each other: remove one",
-            );
-            FleetAccess::Open
-        }
-        (Some(file), None, None) => credentials_text(&file).map_or_else(
-            |why| {
-                report.error(&section.span("credentials-file"), format!("`fleet.credentials-file`: {why}"));
-                FleetAccess::Open
-            },
-            FleetAccess::Credentials,
-        ),
-        (None, Some((span, user)), Some(file)) => {
+    match (user, password) {
+        (Some((span, user)), Some(file)) => {
             if user.is_empty() {
                 report.error(&span, "`fleet.user` is empty: set the name of the user, or omit it");
             }
@@ -219,31 +205,18 @@ fn access(section: &Section<'_>, report: &mut Report<'_>) -> FleetAccess {
                 }
             }
         }
-        (None, Some((span, _)), None) => {
+        (Some((span, _)), None) => {
             if section.value("password-file").is_none() {
                 report.error(&span, "`fleet.user` needs `fleet.password-file`");
             }
             FleetAccess::Open
         }
-        (None, None, Some(_)) => {
+        (None, Some(_)) => {
             report.error(&section.span("password-file"), "`fleet.password-file` needs `fleet.user`");
             FleetAccess::Open
         }
-        (None, None, None) => FleetAccess::Open,
+        (None, None) => FleetAccess::Open,
     }
-}
-
-/// Reads a file of credentials, as `nsc` writes it: a JWT and the seed of its key.
-fn credentials_text(path: &Path) -> Result<Secret, String> {
-    let shown = quoted(&path.display().to_string());
-    let text = file::read(path).map_err(|error| format!("{shown} cannot be read: {}", super::read_failure(&error)))?;
-    let is_credentials = str::from_utf8(&text).is_ok_and(|text| {
-        text.contains("-----BEGIN NATS USER JWT-----") && text.contains("-----BEGIN USER NKEY SEED-----")
-    });
-    if !is_credentials {
-        return Err(format!("{shown} is no file of NATS credentials (a JWT and an NKEY seed, as `nsc` writes it)"));
-    }
-    Secret::new(&**text).map_err(|error| error.to_string())
 }
 
 fn password_text(path: &Path) -> Result<Secret, String> {
@@ -275,6 +248,46 @@ fn urls(section: &Section<'_>, report: &mut Report<'_>) -> Vec<String> {
         }
     }
     urls
+}
+
+fn region(section: &Section<'_>, report: &mut Report<'_>) -> String {
+    let Some(text) = section.string("region", report) else { return Fleet::REGION.to_owned() };
+    if !Heartbeat::is_region_name(text.get_ref()) {
+        let shown = quoted(text.get_ref());
+        report.error(
+            &text.span(),
+            format!("`fleet.region` must have 1 to 32 letters, digits, hyphens and underscores, not {shown}"),
+        );
+    }
+    (*text.get_ref()).to_owned()
+}
+
+/// Reads the file of client prefixes.
+fn regions(section: &Section<'_>, report: &mut Report<'_>) -> Prefixes {
+    let Some(file) = path(section, "regions-file", report) else { return Prefixes::default() };
+    let shown = quoted(&file.display().to_string());
+    let span = section.span("regions-file");
+    let text = match file::read_up_to(&file, MAX_REGIONS_FILE) {
+        Ok(text) => text,
+        Err(error) => {
+            let why = super::read_failure(&error);
+            report.error(&span, format!("`fleet.regions-file`: {shown} cannot be read: {why}"));
+            return Prefixes::default();
+        }
+    };
+    match Prefixes::parse(&String::from_utf8_lossy(&text)) {
+        Ok(regions) => regions,
+        Err(lines) => {
+            for line in lines.iter().take(SHOWN_LINES) {
+                report.error(&span, format!("`fleet.regions-file`: {shown}: {line}"));
+            }
+            if lines.len() > SHOWN_LINES {
+                let more = lines.len() - SHOWN_LINES;
+                report.error(&span, format!("`fleet.regions-file`: {shown} has {more} more lines that cannot be used"));
+            }
+            Prefixes::default()
+        }
+    }
 }
 
 fn limits(section: &Section<'_>, report: &mut Report<'_>) -> FleetLimits {
@@ -319,7 +332,7 @@ mod tests {
             (".example.org", "turnserver"),
         ] {
             assert_eq!(host_node(host), node, "{host}");
-            assert!(is_name(node));
+            assert!(is_fleet_name(node));
         }
     }
 

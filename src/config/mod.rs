@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::auth::{KeyHash, LongTermKey, Secret};
 use crate::file;
+use crate::fleet::Prefixes;
 use crate::privacy::{ClientAddresses, Usernames};
 use crate::special_purpose::Nat64Prefix;
 use crate::transport::Endpoint;
@@ -57,6 +58,7 @@ pub use summary::Summary;
 
 pub(crate) use addresses::network;
 pub(crate) use credentials::read_failure;
+pub(crate) use fleet::is_fleet_name;
 pub(crate) use problem::quoted;
 
 use problem::{Report, position};
@@ -298,15 +300,15 @@ pub struct Fleet {
     /// The name of the fleet, which begins subjects and the names of buckets.
     pub name: String,
     /// Where this server is.
-    pub region: Option<String>,
-    /// The share of clients that this server gets, beside those of other nodes: 1 to 1000.
-    pub weight: u16,
+    pub region: String,
+    /// What this server can relay: 100 for 1 Gbit/s. 1 to 1 000 000.
+    pub weight: u32,
     /// The TURN URIs that credentials name. Empty: those of the listeners.
     pub urls: Vec<String>,
     /// Whether limits per user apply to each node or to all nodes together.
     pub limits: FleetLimits,
-    /// The file of client prefixes and their regions.
-    pub regions_file: Option<PathBuf>,
+    /// The regions of client prefixes, of `fleet.regions-file`.
+    pub regions: Prefixes,
     /// The number of nodes in the response to a request for credentials: 1 to 8.
     pub nodes_per_credential: u8,
     /// The number of copies that the engine keeps of what it stores: 1, 3 or 5. `None`: 3 if it can, otherwise 1.
@@ -331,8 +333,6 @@ pub enum FleetAccess {
     Open,
     /// A user and its password.
     Password(String, Secret),
-    /// The content of a file of credentials: a JWT and an NKEY seed.
-    Credentials(Secret),
 }
 
 /// To what the limits per user apply.

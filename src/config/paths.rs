@@ -29,7 +29,6 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         (setting::TLS_PRIVATE_KEY, "tls", "private-key"),
         (setting::HTTP_METRICS_TOKEN_FILE, "http", "metrics-token-file"),
         (setting::HTTP_KEYS_FILE, "http", "keys-file"),
-        (setting::FLEET_CREDENTIALS_FILE, "fleet", "credentials-file"),
         (setting::FLEET_PASSWORD_FILE, "fleet", "password-file"),
         (setting::FLEET_CA_FILE, "fleet", "ca-file"),
         (setting::FLEET_REGIONS_FILE, "fleet", "regions-file"),

@@ -113,7 +113,6 @@ pub(super) const FLEET: TableKeys = TableKeys {
     path: "fleet",
     keys: &[
         "servers",
-        "credentials-file",
         "user",
         "password-file",
         "ca-file",

@@ -302,7 +302,7 @@ impl fmt::Display for Summary<'_> {
         if let Some(fleet) = fleet {
             let servers: Vec<String> = fleet.servers.iter().map(ToString::to_string).collect();
             write!(f, "\nfleet    {}, as the node {} of {}", servers.join(", "), self.0.node_name(), fleet.name)?;
-            write!(f, "\n         region {}, weight {}", fleet.region.as_deref().unwrap_or("not set"), fleet.weight)?;
+            write!(f, "\n         region {}, weight {}", fleet.region, fleet.weight)?;
             if fleet.limits == FleetLimits::Fleet {
                 f.write_str("; limits per user apply to all nodes together")?;
             }

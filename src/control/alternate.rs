@@ -6,14 +6,18 @@ use crate::config::{self, AlternateWhen, Config};
 use crate::transport::Transport;
 use crate::turn::{Alternate, RedirectWhen};
 
-/// Returns the alternate servers as the workers read them; `None` if there are none.
-pub(super) fn alternate(config: &config::Alternate) -> Option<Alternate> {
+/// Returns the alternate servers as the workers read them; `None` if there are none. `of_fleet` has the other nodes of the
+/// fleet, for clients over UDP and TCP and for those over TLS.
+pub(super) fn alternate(config: &config::Alternate, of_fleet: &[Vec<SocketAddr>; 2]) -> Option<Alternate> {
     let when = match config.when {
         AlternateWhen::Draining => RedirectWhen::Draining,
         AlternateWhen::Full => RedirectWhen::Full,
         AlternateWhen::Always => RedirectWhen::Always,
     };
-    let config::Alternate { servers, tls_servers, domain, .. } = config.clone();
+    let config::Alternate { mut servers, mut tls_servers, domain, from_fleet, .. } = config.clone();
+    if from_fleet {
+        [servers, tls_servers] = of_fleet.clone();
+    }
     (!servers.is_empty() || !tls_servers.is_empty()).then_some(Alternate { servers, tls_servers, domain, when })
 }
 

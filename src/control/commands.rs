@@ -1,8 +1,11 @@
 //! The commands of the operator that change the state of the process.
 
+use std::net::SocketAddr;
+
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 
+use super::fleet::FleetInUse;
 use crate::config::LogLevel;
 use crate::turn::Operator;
 
@@ -23,6 +26,10 @@ pub(super) enum Command {
     /// Refuse a username until a time, in seconds since the Unix epoch, and end its allocations. Without a time, end the
     /// revocation.
     Revoke { username: String, until: Option<u64> },
+    /// Use these secrets and revocations of the fleet beside those of this server.
+    Fleet(FleetInUse),
+    /// Redirect clients to these other nodes of the fleet.
+    Alternates { servers: Vec<SocketAddr>, tls_servers: Vec<SocketAddr> },
 }
 
 /// A command, who sent it, and where the result goes: a JSON object, or why the command is refused.

@@ -15,6 +15,7 @@ use super::api::Published;
 use super::commands::{Command, Request};
 use super::events::Events;
 use super::failed::FailedListeners;
+use super::fleet::{Fleet, FleetInUse};
 use super::follow::Follower;
 use super::front::Fronts;
 use super::listeners::Listeners;
@@ -148,6 +149,8 @@ pub(super) struct RunningServer<'a> {
     pub(super) acme: Acme,
     /// Tells others about allocations.
     pub(super) accounting: &'a mut Events,
+    /// Connects this server with others.
+    pub(super) fleet: &'a mut Fleet,
     pub(super) service: Service,
     pub(super) offload: &'a Offload,
     /// The workers that are stalled.
@@ -258,6 +261,8 @@ impl RunningServer<'_> {
             Command::LogLevel(level) => Ok(self.set_log_level(level, operator)),
             Command::Reload { dry_run } => self.reload(dry_run, Some(operator)).await,
             Command::Revoke { username, until } => self.revoke(&username, until, operator).await,
+            Command::Fleet(in_use) => Ok(self.use_fleet(in_use).await),
+            Command::Alternates { servers, tls_servers } => Ok(self.use_alternates(servers, tls_servers).await),
         }
     }
 
@@ -296,6 +301,35 @@ impl RunningServer<'_> {
             "complete": is_complete,
             "pending_workers": pending,
         }))
+    }
+
+    /// Uses the secrets and revocations of the fleet.
+    async fn use_fleet(&mut self, in_use: FleetInUse) -> Value {
+        let before = std::mem::replace(&mut self.inputs.fleet, in_use);
+        if before == self.inputs.fleet {
+            return Value::Null;
+        }
+        let secret = self.inputs.minting_secret(&self.config).cloned();
+        let tls = self.snapshot().tls.clone();
+        let pending = self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
+        // After the workers, so that none refuses a new credential.
+        self.published.send_modify(|published| published.secret = secret);
+        tracing::info!(
+            event = "fleet-state-used",
+            secrets = self.inputs.fleet.secrets.len(),
+            revocations = self.inputs.fleet.revoked.len(),
+            complete = pending.is_empty(),
+            "this node uses the secrets and revocations of the fleet"
+        );
+        Value::Null
+    }
+
+    /// Redirects clients to other nodes of the fleet.
+    async fn use_alternates(&mut self, servers: Vec<SocketAddr>, tls_servers: Vec<SocketAddr>) -> Value {
+        self.inputs.alternates = [servers, tls_servers];
+        let tls = self.snapshot().tls.clone();
+        self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, tls)).await;
+        Value::Null
     }
 
     /// Passes new certificates to the workers. They are logged only when the workers use them, because a reader of the
@@ -438,7 +472,7 @@ impl RunningServer<'_> {
         if stage != Stage::Stopping {
             // The service manager is not notified, because it would limit the duration of the drain.
             let cause = if operator.is_some() { "`turnserver ctl drain`" } else { "SIGUSR1" };
-            let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+            let (pid, uid) = (operator.and_then(|by| by.process), operator.and_then(|by| by.user));
             tracing::info!(
                 event = "drain-started",
                 allocations,

@@ -8,6 +8,7 @@ mod api;
 mod commands;
 mod events;
 mod failed;
+mod fleet;
 mod follow;
 mod front;
 mod life;
@@ -55,6 +56,7 @@ use crate::worker::{self, ListenerSocket, Totals};
 use acme::Acme;
 use events::Events;
 use failed::FailedListeners;
+use fleet::Fleet;
 use front::Fronts;
 use life::RunningServer;
 use service::Service;
@@ -81,6 +83,12 @@ const PRINTED_LIFETIME: u64 = 24 * 3600;
 
 /// The most connections from fronts that wait for the HTTP server.
 const HANDED_OVER: usize = 16;
+
+/// The most requests of the fleet that wait for the HTTP server.
+const INTERNAL: usize = 16;
+
+/// The most names of users that wait for the thread of the fleet.
+const ACTIVE_USERS: usize = 4_096;
 
 /// Why the server did not run or did not stop normally.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +154,8 @@ pub fn run_with_sockets(
     }
 
     let boot = boot().map_err(StartError::Random)?;
-    let mut accounting = Events::new(prepared.feeds, prepared.controls.clone(), boot);
+    let (active_users, users) = mpsc::channel(ACTIVE_USERS);
+    let mut accounting = Events::new(prepared.feeds, prepared.controls.clone(), format!("{boot:016x}"), active_users);
     accounting.configure(&config);
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     for (index, plan) in prepared.plans.into_iter().enumerate() {
@@ -180,7 +189,7 @@ pub fn run_with_sockets(
         certificates: prepared.certificates.as_ref().map(tls::Certificates::published).unwrap_or_default(),
         log_level: config.log.level,
         reload: api::Reload::at_start(started),
-        secret: config.auth.secrets.first().or(prepared.inputs.generated_secret.as_ref()).cloned(),
+        secret: prepared.inputs.minting_secret(&config).cloned(),
         test_links: prepared.inputs.test_links.clone(),
         pages: urls::pages(&config, &prepared.http.listeners.addresses(), prepared.addresses.choice(), certificate),
         urls: entry.urls(prepared.addresses.choice(), certificate),
@@ -190,6 +199,17 @@ pub fn run_with_sockets(
     let (published, publications) = watch::channel(published);
     let (commands, requests) = commands::commands();
     let mut acme = Acme::new();
+    let (internal, of_fleet) = mpsc::channel(INTERNAL);
+    let mut fleet = Fleet::new(fleet::Inputs {
+        workers: prepared.controls.clone(),
+        ledger: Arc::clone(&prepared.ledger),
+        published: publications.clone(),
+        commands: commands.clone(),
+        internal,
+        users: users.into(),
+        clock,
+        boot,
+    });
     let api = api::Inputs {
         acme: acme.published(),
         workers: prepared.controls.clone(),
@@ -200,13 +220,19 @@ pub fn run_with_sockets(
         commands,
         offload: Arc::clone(&prepared.offload),
         front: Arc::default(),
+        fleet: fleet.handle(),
     };
     let front_statistics = Arc::clone(&api.front);
     let (http_handle, changes) = http::changes();
     let control_socket = prepared.control_socket.map(http::Listener::Unix);
     let [(plain, of_plain), (encrypted, of_encrypted)] = [(); 2].map(|()| mpsc::channel(HANDED_OVER));
-    let http_thread =
-        HttpThread::start(control_socket, (changes, [of_plain, of_encrypted]), api, prepared.spare.control.clone())?;
+    let http_thread = HttpThread::start(
+        control_socket,
+        (changes, [of_plain, of_encrypted]),
+        of_fleet,
+        api,
+        prepared.spare.control.clone(),
+    )?;
     let NewServiceListeners { listeners, change, difference } = prepared.http;
     let http = ServiceThread::start(listeners, change, http_handle)?;
     difference.log(&http.listeners);
@@ -222,6 +248,7 @@ pub fn run_with_sockets(
     })?;
     entry.print(prepared.addresses.choice(), certificate);
     acme.configure(&config);
+    fleet.configure(&config);
     tracing::info!(event = "ready", workers = workers.threads.len(), "ready");
 
     let server = RunningServer {
@@ -240,6 +267,7 @@ pub fn run_with_sockets(
         ledger: &prepared.ledger,
         workers: &prepared.controls,
         accounting: &mut accounting,
+        fleet: &mut fleet,
         published,
         certificates: prepared.certificates,
         acme,
@@ -248,6 +276,7 @@ pub fn run_with_sockets(
         stalled: Vec::new(),
     };
     let ended_early = runtime.block_on(server.run(&mut signals, &mut events));
+    fleet.finish();
     let mut failed = ended_early;
     for (index, result) in workers.stop().into_iter().enumerate() {
         match result {
@@ -308,6 +337,7 @@ impl HttpThread {
     fn start(
         control_socket: Option<http::Listener>,
         (changes, handed_over): (http::Changes, [mpsc::Receiver<http::HandedOver>; 2]),
+        internal: mpsc::Receiver<http::InternalRequest>,
         api: api::Inputs,
         spare: SpareFiles,
     ) -> Result<Self, StartError> {
@@ -315,7 +345,7 @@ impl HttpThread {
         let published = api.published.clone();
         let certificate = move || published.borrow().snapshot.tls.clone();
         let certificate = Box::new(certificate);
-        let plan = http::Plan { control_socket, handed_over, changes, certificate, spare, stop: stopped };
+        let plan = http::Plan { control_socket, handed_over, internal, changes, certificate, spare, stop: stopped };
         let thread = http::start(plan, move || api::Api::new(api)).map_err(StartError::Worker)?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -331,10 +361,10 @@ impl Drop for HttpThread {
 }
 
 /// Returns an identifier of this run of the process.
-fn boot() -> Result<String, getrandom::Error> {
+fn boot() -> Result<u64, getrandom::Error> {
     let mut bytes = [0; 8];
     getrandom::getrandom(&mut bytes)?;
-    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Describes the static users without a limit on their allocations, if such limits are wanted.

@@ -125,7 +125,7 @@ impl RunningServer<'_> {
     }
 
     fn log_refusal(&self, error: &str, operator: Option<Operator>) {
-        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+        let (pid, uid) = (operator.and_then(|by| by.process), operator.and_then(|by| by.user));
         // An error may name a user.
         let error = match self.config.log.usernames {
             Usernames::Full => error,
@@ -236,7 +236,7 @@ impl RunningServer<'_> {
         let needed_of_fronts = fronts.take_closed_for(self.listeners.endpoints(), &http.change.addresses());
 
         // Before the workers change, so that no new credential is made with a secret that they no longer accept.
-        let secret = config.auth.secrets.first().or(self.inputs.generated_secret.as_ref()).cloned();
+        let secret = self.inputs.minting_secret(&config).cloned();
         self.published.send_modify(|published| {
             published.secret = secret;
             published.keys.clone_from(&config.http.keys);
@@ -276,6 +276,7 @@ impl RunningServer<'_> {
         // It may need the listeners.
         self.acme.configure(&config);
         self.accounting.configure(&config);
+        self.fleet.configure(&config);
         let (http, fronts) = (http_closed.and(http_changed), fronts_closed.and(fronts_changed));
         let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);
@@ -312,7 +313,7 @@ impl RunningServer<'_> {
         for warning in warnings {
             tracing::warn!(event = "configuration-warning", "{warning}");
         }
-        let (pid, uid) = (operator.and_then(|by| by.process), operator.map(|by| by.user));
+        let (pid, uid) = (operator.and_then(|by| by.process), operator.and_then(|by| by.user));
         let cause = if operator.is_some() { "`turnserver ctl reload`" } else { "SIGHUP" };
         let generation = self.published.borrow().reload.generation;
         for worker in &effect.pending {

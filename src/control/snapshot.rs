@@ -1,13 +1,14 @@
 //! Converts the configuration to the snapshot that the workers read.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::alternate::alternate;
 use super::events::wants_events;
+use super::fleet::FleetInUse;
 use super::follow::Follower;
 use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
 use crate::clock;
@@ -39,6 +40,18 @@ pub(super) struct SnapshotInputs {
     pub(super) offload_interfaces: Arc<BTreeSet<u32>>,
     /// The challenges of an authority that are pending.
     pub(super) challenges: Arc<Challenges>,
+    /// The secrets and revocations of the fleet.
+    pub(super) fleet: FleetInUse,
+    /// The other nodes of the fleet to which clients are redirected: over UDP and TCP, and over TLS.
+    pub(super) alternates: [Vec<SocketAddr>; 2],
+}
+
+impl SnapshotInputs {
+    /// Returns the secret for new credentials.
+    pub(super) fn minting_secret<'s>(&'s self, config: &'s Config) -> Option<&'s Secret> {
+        let of_fleet = self.fleet.secrets.first().filter(|_| self.fleet.mints);
+        of_fleet.or(config.auth.secrets.first()).or(self.generated_secret.as_ref())
+    }
 }
 
 /// Builds the snapshot of a configuration with the present addresses. `tls` serves TLS handshakes.
@@ -58,8 +71,11 @@ pub(super) fn snapshot(
         former_realms,
         offload_interfaces,
         challenges,
+        fleet,
+        alternates,
     } = inputs;
-    let secrets: Vec<Secret> = config.auth.secrets.iter().chain(generated_secret).cloned().collect();
+    let secrets = config.auth.secrets.iter().chain(generated_secret).chain(&fleet.secrets);
+    let secrets: Vec<Secret> = secrets.cloned().collect();
     let users = &config.auth.users;
     let passwords = users.iter().filter_map(|user| Some((user.name.clone(), user.password()?.clone())));
     let keys = users.iter().filter_map(|user| Some((user.name.clone(), user.key()?.clone())));
@@ -69,7 +85,7 @@ pub(super) fn snapshot(
     let static_limits = users.iter().map(|user| (user.name.as_str(), user.allocations));
     let authenticator = Authenticator::new(config.realm.clone(), secrets, passwords).with_md5_keys(keys);
     let authenticator = authenticator.with_allocations(static_limits);
-    let authenticator = authenticator.with_revoked(revoked.at(clock::unix_seconds()));
+    let authenticator = authenticator.with_revoked(fleet.revocations(revoked, clock::unix_seconds()));
     let authenticator = authenticator.with_test_links(test_links.clone());
     let authenticator = authenticator.with_former_realms(former_realms.clone());
     let core = turn::Snapshot {
@@ -79,7 +95,7 @@ pub(super) fn snapshot(
         relays: addresses.relays(),
         udp_ports: udp_ports(config),
         limits: limits(config, inputs.generated_secret.is_some()),
-        alternate: alternate(&config.alternate),
+        alternate: alternate(&config.alternate, alternates),
         compat: Compat {
             channels: if config.compat.rfc5766_channels { ChannelNumbers::Rfc5766 } else { ChannelNumbers::Rfc8656 },
             draft_dual_allocation: config.compat.draft_dual_allocation,

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
+use super::fleet::FleetInUse;
 use super::follow::Follower;
 use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
 use super::offload::Offload;
@@ -194,6 +195,8 @@ pub(super) fn prepare(
         former_realms: Vec::new(),
         offload_interfaces: offloading.interfaces,
         challenges: Arc::default(),
+        fleet: FleetInUse::default(),
+        alternates: [Vec::new(), Vec::new()],
     };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));
     // Addresses of a second family may come later.
@@ -261,7 +264,8 @@ pub(super) fn front_addresses(config: &Config) -> Vec<SocketAddr> {
 
 /// Creates a secret for a configuration without any.
 pub(super) fn generate_secret(config: &Config) -> Result<Option<Secret>, getrandom::Error> {
-    if !config.auth.secrets.is_empty() || !config.auth.users.is_empty() {
+    // A fleet has secrets of its own.
+    if !config.auth.secrets.is_empty() || !config.auth.users.is_empty() || config.fleet.is_some() {
         return Ok(None);
     }
     generated().map(Some)

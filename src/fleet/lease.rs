@@ -38,7 +38,7 @@ use rand::{Rng, RngExt as _};
 use sha2::{Digest as _, Sha256};
 
 use super::record::{Holder, Record};
-use crate::turn::Instant;
+use crate::turn::{Instant, UserShare};
 
 /// The whole, of which [`Share::bytes`] is a part.
 pub const WHOLE: u32 = 1_000_000;
@@ -71,6 +71,12 @@ pub struct Share {
     pub allocations: u32,
     /// The part of the user's bytes per second, in millionths.
     pub bytes: u32,
+}
+
+impl From<Share> for UserShare {
+    fn from(share: Share) -> Self {
+        Self { allocations: share.allocations, bytes: share.bytes }
+    }
 }
 
 /// The limits over all nodes.

@@ -34,6 +34,8 @@ pub struct Heartbeat {
     pub addresses: Vec<SocketAddr>,
     /// The addresses of its TLS listeners, for ALTERNATE-SERVER. At most 16.
     pub tls_addresses: Vec<SocketAddr>,
+    /// The revision of the revocations and secrets that the node uses.
+    pub state: u64,
 }
 
 /// The load of a node.
@@ -103,6 +105,7 @@ impl Heartbeat {
             "version": self.version,
             "addresses": texts(&self.addresses),
             "tls_addresses": texts(&self.tls_addresses),
+            "state": self.state,
         })
         .to_string()
     }
@@ -138,6 +141,7 @@ impl Heartbeat {
             version: fields.text("version", 32)?,
             addresses: fields.parsed("addresses", Self::MOST_URLS)?,
             tls_addresses: fields.parsed("tls_addresses", Self::MOST_URLS)?,
+            state: fields.u64("state")?,
         })
     }
 }
@@ -372,6 +376,7 @@ pub(super) mod tests {
             version: "0.1.0".to_owned(),
             addresses: vec!["192.0.2.7:3478".parse().unwrap()],
             tls_addresses: vec!["[2001:db8::7]:5349".parse().unwrap()],
+            state: 3,
         }
     }
 

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::Heartbeat;
 
 /// The region of each client prefix. The longest matching prefix counts.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Prefixes {
     regions: Vec<Box<str>>,
     v4: Ranges<u32>,
@@ -21,7 +21,7 @@ pub struct Prefixes {
 }
 
 /// Disjoint ranges: each begins at its start and ends before the next one.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Ranges<A> {
     starts: Box<[A]>,
     /// Indexes of regions, or [`NOWHERE`].

@@ -420,7 +420,7 @@ impl World {
         let (now, server) = (self.now(), &mut self.workers[at].server);
         let Some(id) = server.allocation_of(tuple) else { return };
         if by_operator {
-            let (is_open, operator) = (server.describe(now, id).is_some(), Operator { process: None, user: 0 });
+            let (is_open, operator) = (server.describe(now, id).is_some(), Operator { process: None, user: Some(0) });
             self.commanded = Some(EndReason::EndedByOperator(operator));
             assert_eq!(server.end_allocation(now, id, operator), is_open);
             assert!(!is_open || server.allocation_of(tuple).is_none());

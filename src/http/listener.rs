@@ -61,6 +61,8 @@ pub(crate) enum Client {
     Process(PeerCredentials),
     /// An address.
     Address(SocketAddr),
+    /// This process, on behalf of the fleet.
+    Fleet,
 }
 
 /// The process at the other end of a Unix socket.
@@ -74,7 +76,7 @@ impl Client {
     /// Returns the address of the client; `None` on the control socket.
     pub(crate) fn ip(&self) -> Option<IpAddr> {
         match self {
-            Self::Process(_) => None,
+            Self::Process(_) | Self::Fleet => None,
             Self::Address(address) => Some(address.ip().to_canonical()),
         }
     }
@@ -83,6 +85,7 @@ impl Client {
     pub(crate) fn logged(&self, privacy: &Privacy) -> Option<DisplayValue<LoggedClient>> {
         let client = match self {
             Self::Process(process) => LoggedClient::Process(*process),
+            Self::Fleet => LoggedClient::Fleet,
             Self::Address(address) => LoggedClient::Address(privacy.address(*address)?),
         };
         Some(display(client))
@@ -112,6 +115,7 @@ impl fmt::Display for PeerCredentials {
 #[derive(Clone, Debug)]
 pub(crate) enum LoggedClient {
     Process(PeerCredentials),
+    Fleet,
     Address(DisplayValue<LoggedAddress>),
 }
 
@@ -119,6 +123,7 @@ impl fmt::Display for LoggedClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Process(process) => process.fmt(f),
+            Self::Fleet => f.write_str("fleet"),
             Self::Address(address) => address.fmt(f),
         }
     }

@@ -97,6 +97,8 @@ pub(crate) struct Plan {
     pub(crate) control_socket: Option<Listener>,
     /// Connections that fronts have accepted for this server: those without TLS, and those with it.
     pub(crate) handed_over: [mpsc::Receiver<HandedOver>; 2],
+    /// Requests of this process, on behalf of the fleet.
+    pub(crate) internal: mpsc::Receiver<InternalRequest>,
     /// The first one opens the TCP listeners.
     pub(crate) changes: Changes,
     /// Returns the present certificate, for the listeners with TLS.
@@ -107,6 +109,9 @@ pub(crate) struct Plan {
     /// most [`STOP_TIME`](limits::STOP_TIME), and closes all other connections.
     pub(crate) stop: watch::Receiver<bool>,
 }
+
+/// A request of this process, and where the response goes.
+pub(crate) type InternalRequest = (Request<Bytes>, oneshot::Sender<Response<Full<Bytes>>>);
 
 /// A connection that a front has accepted, and its client.
 pub(crate) type HandedOver = (std::net::TcpStream, SocketAddr);
@@ -235,7 +240,7 @@ fn start_with<H: Handler>(
 }
 
 async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
-    let Plan { control_socket, handed_over, changes, certificate, spare, stop } = plan;
+    let Plan { control_socket, handed_over, mut internal, changes, certificate, spare, stop } = plan;
     let (certificate, is_encrypted) = (Rc::new(certificate), Rc::default());
     let shared = Shared { certificate, is_encrypted, handler, spare, times, stop, keep_alive: true };
     let mut tasks = JoinSet::new();
@@ -251,6 +256,27 @@ async fn serve<H: Handler>(times: Times, plan: Plan, handler: Rc<H>) {
         let shared = Shared { keep_alive: is_encrypted, ..shared.clone() };
         tasks.spawn_local(accept(AsyncListener::HandedOver(connections), always, None, shared));
     }
+    let (handler, stopping) = (Rc::clone(&shared.handler), shared.stop.clone());
+    tasks.spawn_local(async move {
+        loop {
+            tokio::select! {
+                () = stopped(stopping.clone()) => return,
+                Some((request, response)) = internal.recv() => {
+                    let handler = Rc::clone(&handler);
+                    tokio::task::spawn_local(async move {
+                        let refused = handler.refuse(&Client::Fleet, &request);
+                        let result = match refused {
+                            Some(refused) => refused,
+                            None => handler.handle(&Client::Fleet, request).await,
+                        };
+                        // The sender may have given up.
+                        let _ = response.send(result);
+                    });
+                }
+                else => return stopped(stopping.clone()).await,
+            }
+        }
+    });
     let stop = shared.stop.clone();
     follow(changes, stop, tasks, &TcpListeners { shared, control }).await;
 }

@@ -67,6 +67,7 @@ impl Server {
         let plan = Plan {
             control_socket,
             handed_over: [mpsc::channel(1).1, mpsc::channel(1).1],
+            internal: mpsc::channel(1).1,
             changes,
             certificate: Box::new(|| panic!("no certificate")),
             spare,
@@ -205,7 +206,8 @@ fn a_listener_whose_task_panics_is_reported_and_a_server_that_panics_reports_no_
     let (_stop, stop) = watch::channel(false);
     let spare = SpareFiles::new(u64::MAX, 0);
     let handed_over = [mpsc::channel(1).1, mpsc::channel(1).1];
-    let plan = Plan { control_socket: None, handed_over, changes, certificate: Box::new(|| None), spare, stop };
+    let (internal, certificate) = (mpsc::channel(1).1, Box::new(|| None));
+    let plan = Plan { control_socket: None, handed_over, internal, changes, certificate, spare, stop };
     handle.change(1, change());
     let thread = start_with(TIMES, plan, || -> LongResponses { panic!("a bug") }).unwrap();
     assert!(handle.blocking_report().is_none());

@@ -271,20 +271,26 @@ pub enum EndReason {
     EndedByOperator(Operator),
 }
 
-/// The process that sent a command of the operator.
+/// Who sent a command of the operator: a process of this machine, or the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Operator {
     /// The process ID, if the kernel knows it.
     pub process: Option<i32>,
-    /// The user ID.
-    pub user: u32,
+    /// The user ID of the process; `None` for the fleet.
+    pub user: Option<u32>,
+}
+
+impl Operator {
+    /// An order over the fleet.
+    pub const FLEET: Self = Self { process: None, user: None };
 }
 
 impl fmt::Display for Operator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.process {
-            Some(process) => write!(f, "process {process} of user {}", self.user),
-            None => write!(f, "a process of user {}", self.user),
+        match (self.process, self.user) {
+            (_, None) => f.write_str("over the fleet"),
+            (Some(process), Some(user)) => write!(f, "process {process} of user {user}"),
+            (None, Some(user)) => write!(f, "a process of user {user}"),
         }
     }
 }

@@ -50,7 +50,7 @@ pub use server::Server;
 pub use shared::alternate::{Alternate, RedirectWhen};
 pub use shared::ledger::Ledger;
 pub use shared::policy::{Denial, PeerPolicy};
-pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates};
+pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates, UserShare};
 pub use shared::relay_address::{PortCounts, RelayAddress, RelayAddresses};
 pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
 pub use shared::sources::{Sources, Waiting};

@@ -78,7 +78,7 @@ fn worker_of(blueprint: &Blueprint) -> (Rc<RefCell<Worker>>, Handle, TestPlan) {
     worker_with(blueprint, |_| {})
 }
 
-const OPERATOR: Operator = Operator { process: None, user: 0 };
+const OPERATOR: Operator = Operator { process: None, user: Some(0) };
 
 /// Returns the plan of a worker without listeners, and the handle of its mailbox.
 fn plan(blueprint: &Blueprint) -> (Plan, Handle) {

@@ -81,7 +81,7 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
-    let filled = filled.replace("/etc/turnserver/nats-password", "Cargo.toml").replace("#credentials-file = ", "# ");
+    let filled = filled.replace("/etc/turnserver/nats-password", "Cargo.toml");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     // There is one of both: the files of a certificate, or `acme`.
     let (before, rest) = filled.split_once("#[tls.acme]").unwrap();

@@ -126,7 +126,6 @@ region = "eu_1"
 weight = 50
 urls = ["turn:fra.example.org?transport=udp"]
 limits = "fleet"
-regions-file = "regions.txt"
 nodes-per-credential = 3
 replicas = 5
 "#;
@@ -287,18 +286,17 @@ fn every_value_is_parsed() {
             access: FleetAccess::Open,
             ca_file: None,
             name: "calls".to_owned(),
-            region: Some("eu_1".to_owned()),
+            region: "eu_1".to_owned(),
             weight: 50,
             urls: vec!["turn:fra.example.org:3478?transport=udp".to_owned()],
             limits: FleetLimits::Fleet,
-            regions_file: Some("regions.txt".into()),
+            regions: Prefixes::default(),
             nodes_per_credential: 3,
             replicas: Some(5),
         }),
         files: vec![
             ("tls.certificate", "chain.pem".into()),
             ("tls.private-key", "/etc/key.pem".into()),
-            ("fleet.regions-file", "regions.txt".into()),
             ("tls.certificates.certificate", "/etc/web.pem".into()),
             ("tls.certificates.private-key", "web-key.pem".into()),
         ],

@@ -4,10 +4,7 @@ use std::fmt::{self, Write as _};
 
 use instant_acme::Problem;
 
-use crate::printable::is_printable;
-
-/// The most characters of a text from the directory that are logged.
-const MAX_TEXT: usize = 400;
+pub(super) use crate::printable::shown as text;
 
 /// Why a certificate could not be ordered: one line with what happened and advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -115,15 +112,6 @@ fn advice(kind: &str) -> Option<&'static str> {
     })
 }
 
-/// Returns a text from the directory, shortened and without characters that control a terminal.
-pub(super) fn text(from: &str) -> String {
-    let mut text: String = from.chars().take(MAX_TEXT).map(|c| if is_printable(c) { c } else { ' ' }).collect();
-    if from.chars().nth(MAX_TEXT).is_some() {
-        text.push('…');
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +127,7 @@ mod tests {
         assert!(failure.message.starts_with("the authority could not find the name in the DNS"), "{failure}");
         assert!(failure.message.ends_with("NXDOMAIN  [2J  looking up x (dns)"), "{failure}");
         let long = format!(r#"{{"detail":"{}"}}"#, "x".repeat(100_000));
-        assert!(of_problem(&problem(&long), None).message.chars().count() < MAX_TEXT + 20);
+        assert!(of_problem(&problem(&long), None).message.chars().count() < 520);
         assert_eq!(of_problem(&problem("{}"), None).message, "the authority gives no reason ()");
     }
 

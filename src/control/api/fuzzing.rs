@@ -108,6 +108,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         commands,
         offload: Arc::new(offload),
         front: Arc::default(),
+        fleet: crate::control::fleet::Handle::none(),
     });
     (api, publisher)
 }

@@ -5,6 +5,7 @@ mod all;
 mod body;
 mod certificates;
 mod credentials;
+mod fleet;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(super) mod fuzzing;
 mod health;
@@ -33,6 +34,7 @@ use tokio::sync::watch;
 
 use super::acme;
 use super::commands::Commands;
+use super::fleet as nodes;
 use super::offload::Offload;
 use super::start::WorkerControl;
 use crate::auth::Secret;
@@ -42,7 +44,7 @@ use crate::front;
 use crate::http::{Client, Handler, PeerCredentials, response};
 use crate::net::tls::{Certificate, KeyType};
 use crate::privacy::Privacy;
-use crate::turn::{Instant, Ledger};
+use crate::turn::{Instant, Ledger, Operator};
 use crate::worker::Totals;
 pub(super) use access::Access;
 use credentials::Form;
@@ -101,6 +103,8 @@ pub(super) struct Inputs {
     pub(super) offload: Arc<Offload>,
     /// What the fronts count.
     pub(super) front: Arc<front::Statistics>,
+    /// To the thread of the fleet.
+    pub(super) fleet: nodes::Handle,
 }
 
 /// Responds to requests.
@@ -146,7 +150,7 @@ enum Route<'p> {
     Readiness,
     Metrics,
     /// What only the operator may see and change.
-    Steer(Resource<'p>, PeerCredentials),
+    Steer(Resource<'p>, Operator),
     Credentials(Form<'p>),
     Test(Page),
     /// The token of a challenge (RFC 8555 §8.3).
@@ -162,7 +166,14 @@ impl<'p> Route<'p> {
             ("/healthz", _) => Some(Self::Health),
             ("/readyz", _) => Some(Self::Readiness),
             ("/metrics", _) => Some(Self::Metrics),
-            (_, Client::Process(process)) => Some(Self::Steer(Resource::at(path)?, *process)),
+            (_, Client::Process(PeerCredentials { process, user })) => {
+                Some(Self::Steer(Resource::at(path)?, Operator { process: *process, user: Some(*user) }))
+            }
+            // What an order of the fleet may become. Such a request makes no further order.
+            (_, Client::Fleet) => match Resource::at(path)? {
+                Resource::Fleet | Resource::FleetOrders => None,
+                resource => Some(Self::Steer(resource, Operator::FLEET)),
+            },
             (_, Client::Address(_)) if path.starts_with(CHALLENGE) => {
                 Some(Self::Challenge(path.strip_prefix(CHALLENGE)?))
             }
@@ -207,7 +218,7 @@ impl Handler for Api {
             Some(Route::Health) => self.health(),
             Some(Route::Readiness) => self.readiness(),
             Some(Route::Metrics) => self.metrics(&request).await,
-            Some(Route::Steer(resource, process)) => self.steer(resource, process, &request).await,
+            Some(Route::Steer(resource, operator)) => self.steer(resource, operator, &request).await,
             Some(Route::Credentials(form)) => self.credentials(form, client, &request),
             Some(Route::Test(page)) => self.serve_page(page, client, &request),
         }

@@ -451,7 +451,7 @@ mod tests {
     #[test]
     fn the_message_of_a_kick_says_what_is_not_known() {
         let kick = |requested: usize| {
-            let kick = Kick::new("user \"ann\"".to_owned(), Operator { process: None, user: 0 });
+            let kick = Kick::new("user \"ann\"".to_owned(), Operator { process: None, user: Some(0) });
             kick.requested.set(requested);
             kick.ended.set(1);
             kick

@@ -10,7 +10,7 @@ use super::query::Query;
 use super::refusal::Refusal;
 use super::{Api, reload};
 use crate::control::commands::Command;
-use crate::http::{PeerCredentials, response};
+use crate::http::response;
 use crate::turn::Operator;
 
 /// What a path below `/v1/` names.
@@ -28,6 +28,8 @@ pub(super) enum Resource<'p> {
     Offload,
     TestLinks,
     TestResults,
+    Fleet,
+    FleetOrders,
 }
 
 impl<'p> Resource<'p> {
@@ -44,6 +46,8 @@ impl<'p> Resource<'p> {
             "offload" => Self::Offload,
             "test-links" => Self::TestLinks,
             "test-results" => Self::TestResults,
+            "fleet" => Self::Fleet,
+            "fleet/orders" => Self::FleetOrders,
             path => Self::Session(path.strip_prefix("sessions/")?),
         })
     }
@@ -51,9 +55,11 @@ impl<'p> Resource<'p> {
     /// Returns the methods that it supports.
     pub(super) fn methods(self) -> &'static str {
         match self {
-            Self::Status | Self::Certificates | Self::Offload | Self::TestResults => "GET",
+            Self::Status | Self::Certificates | Self::Offload | Self::TestResults | Self::Fleet => "GET",
             Self::LogLevel => "PUT",
-            Self::Revocations | Self::Drain | Self::Resume | Self::Reload | Self::TestLinks => "POST",
+            Self::Revocations | Self::Drain | Self::Resume | Self::Reload | Self::TestLinks | Self::FleetOrders => {
+                "POST"
+            }
             Self::Sessions | Self::Session(_) => "GET, DELETE",
         }
     }
@@ -68,7 +74,8 @@ impl<'p> Resource<'p> {
         if !reads_query {
             Query::of(request).finish()?;
         }
-        let reads_body = matches!(self, Self::Revocations | Self::LogLevel | Self::Reload | Self::TestLinks);
+        let reads_body =
+            matches!(self, Self::Revocations | Self::LogLevel | Self::Reload | Self::TestLinks | Self::FleetOrders);
         if reads_body || request.body().is_empty() { Ok(()) } else { Fields::of(request)?.finish() }
     }
 }
@@ -78,10 +85,9 @@ impl Api {
     pub(super) async fn steer(
         &self,
         resource: Resource<'_>,
-        client: PeerCredentials,
+        operator: Operator,
         request: &Request<Bytes>,
     ) -> Response<Full<Bytes>> {
-        let operator = Operator { process: client.process, user: client.user };
         match self.respond(resource, operator, request).await {
             Ok(value) => response::json(StatusCode::OK, &value),
             Err(Refusal { status, message }) => response::error(status, &message),
@@ -107,6 +113,8 @@ impl Api {
             Resource::Offload => Ok(self.offload().await),
             Resource::TestLinks => self.make_test_link(request, operator),
             Resource::TestResults => Ok(self.test_results()),
+            Resource::Fleet => self.fleet(),
+            Resource::FleetOrders => self.order_fleet(request).await,
             Resource::Drain => self.command(Command::Drain, operator).await,
             Resource::Resume => self.command(Command::Resume, operator).await,
             Resource::Reload => {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
@@ -59,8 +59,8 @@ impl Settings {
 }
 
 /// Returns whether a configuration has a sink for events.
-pub(super) fn wants_events(_config: &Config) -> bool {
-    false
+pub(super) fn wants_events(config: &Config) -> bool {
+    config.fleet.is_some()
 }
 
 /// The thread `events`, which runs from the first configuration with a sink until the process ends.
@@ -70,13 +70,19 @@ pub(super) struct Events {
     /// Identifies this run of the process.
     boot: String,
     /// Until the thread is started.
-    inputs: Option<(Vec<FeedReader>, Vec<WorkerControl>)>,
+    inputs: Option<(Vec<FeedReader>, Vec<WorkerControl>, mpsc::Sender<String>)>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Events {
-    pub(super) fn new(readers: Vec<FeedReader>, workers: Vec<WorkerControl>, boot: String) -> Self {
-        Self { settings: watch::Sender::new(None), boot, inputs: Some((readers, workers)), thread: None }
+    /// `users` gets the names of the users whose number of allocations has changed.
+    pub(super) fn new(
+        readers: Vec<FeedReader>,
+        workers: Vec<WorkerControl>,
+        boot: String,
+        users: mpsc::Sender<String>,
+    ) -> Self {
+        Self { settings: watch::Sender::new(None), boot, inputs: Some((readers, workers, users)), thread: None }
     }
 
     /// Follows a configuration. The workers make records if its snapshot says so.
@@ -84,9 +90,9 @@ impl Events {
         let settings = Settings::of(config, &self.boot).map(Arc::new);
         let is_wanted = settings.is_some();
         self.settings.send_replace(settings);
-        if let Some((readers, workers)) = self.inputs.take_if(|_| is_wanted) {
+        if let Some((readers, workers, users)) = self.inputs.take_if(|_| is_wanted) {
             let settings = self.settings.subscribe();
-            match background::start("events", move || run(readers, workers, settings)) {
+            match background::start("events", move || run(readers, workers, users, settings)) {
                 Ok(thread) => self.thread = Some(thread),
                 Err(error) => tracing::error!(
                     event = "events-failed", %error,
@@ -102,6 +108,25 @@ impl Events {
         drop(self.settings);
         drop(self.inputs);
         let _ = self.thread.map(JoinHandle::join);
+    }
+}
+
+/// Tells the thread of the fleet which users it has to count. What does not fit comes with the next running sums.
+struct ActiveUsers(mpsc::Sender<String>);
+
+impl Sink for ActiveUsers {
+    fn take(&mut self, event: &Rc<Event>) {
+        if event.session.is_some() {
+            let _ = self.0.try_send(event.user.clone());
+        }
+    }
+
+    fn wants_usage(&self) -> bool {
+        !self.0.is_closed()
+    }
+
+    fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(std::future::ready(()))
     }
 }
 
@@ -137,11 +162,13 @@ impl Hub {
 async fn run(
     readers: Vec<FeedReader>,
     workers: Vec<WorkerControl>,
+    users: mpsc::Sender<String>,
     mut settings: watch::Receiver<Option<Arc<Settings>>>,
 ) {
     let first = settings.borrow_and_update().clone();
     let Some(first) = first else { return };
-    let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks: Vec::new() }));
+    let sinks: Sinks = vec![Box::new(ActiveUsers(users))];
+    let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);
     let mut feeds = JoinSet::new();

@@ -43,16 +43,21 @@ const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 /// # Errors
 /// If the file cannot be used.
 pub(super) fn tls_connector(ca: Option<&Path>) -> Result<TlsConnector, String> {
+    Ok(TlsConnector::from(Arc::new(client_config(ca)?)))
+}
+
+/// Like [`tls_connector`], for a library that connects itself.
+///
+/// # Errors
+/// If the file cannot be used.
+pub(super) fn client_config(ca: Option<&Path>) -> Result<ClientConfig, String> {
     let roots = match ca {
         None => RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() },
         Some(path) => read_roots(path).map_err(|why| format!("{}: {why}", path.display()))?,
     };
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(TlsConnector::from(Arc::new(config)))
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| error.to_string())?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, String> {

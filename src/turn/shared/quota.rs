@@ -36,6 +36,12 @@ pub struct Quota {
     meters: Box<[SharedBucket]>,
     /// Whether a rate was ever applied. Until then every meter is full, and its memory stays untouched.
     metered: AtomicBool,
+    /// The share of each user of limits that apply to several servers together, for each word of `users`; 0 is none.
+    shares: Box<[AtomicU64]>,
+    /// The share of users without one; 0 if limits apply to this server alone.
+    first_share: AtomicU64,
+    /// The limit on the allocations of a user that is shared.
+    shared_limit: AtomicU32,
     /// A client that does not know the key cannot choose names that share a fingerprint or fill a row.
     key: Zeroizing<[u8; 32]>,
 }
@@ -61,6 +67,30 @@ pub enum Direction {
 impl fmt::Debug for Quota {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Quota").field("allocations", &self.allocations()).finish_non_exhaustive()
+    }
+}
+
+/// What a user may use here of limits that apply to several servers together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserShare {
+    /// The number of allocations.
+    pub allocations: u32,
+    /// The part of the bytes per second, in millionths, at least 1.
+    pub bytes: u32,
+}
+
+impl UserShare {
+    /// What [`bytes`](Self::bytes) is a part of.
+    const WHOLE: u64 = 1_000_000;
+
+    /// Returns the share as a word, which is not 0.
+    fn to_word(self) -> u64 {
+        (u64::from(self.allocations) << 32) | u64::from(self.bytes.max(1))
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "a word has two numbers of 32 bits")]
+    fn from_word(word: u64) -> Self {
+        Self { allocations: (word >> 32) as u32, bytes: word as u32 }
     }
 }
 
@@ -139,6 +169,9 @@ impl Quota {
             users: zeroed(words, AtomicU64::new),
             meters: zeroed(words * METERS, SharedBucket::new),
             metered: AtomicBool::new(false),
+            shares: zeroed(words, AtomicU64::new),
+            first_share: AtomicU64::new(0),
+            shared_limit: AtomicU32::new(0),
             key: Zeroizing::new(key),
         }
     }
@@ -207,15 +240,72 @@ impl Quota {
         now: Instant,
         bytes: usize,
     ) -> bool {
-        rate.is_none() || self.takes(ticket.word().slot(), direction as usize, rate, now, bytes)
+        if rate.is_none() {
+            return true;
+        }
+        let slot = ticket.word().slot();
+        let weighted = usize::try_from(self.weighted(slot, bytes as u64)).unwrap_or(usize::MAX);
+        self.takes(slot, direction as usize, rate, now, weighted)
     }
 
     /// Gives back bytes that [`admits_bytes`](Self::admits_bytes) has charged.
     pub(crate) fn refund_bytes(&self, ticket: &Ticket, direction: Direction, rate: Option<&Rate>, bytes: u64) {
         let (Some(rate), Some(slot)) = (rate, ticket.word().slot()) else { return };
         if let Some(bucket) = self.meters.get(slot * METERS + direction as usize) {
-            bucket.give_back(rate, bytes);
+            bucket.give_back(rate, self.weighted(Some(slot), bytes));
         }
+    }
+
+    /// Sets what each user may use here whose share is not known, and the limit on allocations that is shared. `None`:
+    /// limits apply to this server alone.
+    pub fn set_first_share(&self, first: Option<(u32, UserShare)>) {
+        let (limit, word) = first.map_or((0, 0), |(limit, share)| (limit, share.to_word()));
+        self.shared_limit.store(limit, Ordering::Relaxed);
+        self.first_share.store(word, Ordering::Relaxed);
+    }
+
+    /// Sets the share of a user; `None` for the first share. Returns the number of its allocations after that. A user
+    /// without a word in the table has the first share.
+    pub fn set_share(&self, user: &str, share: Option<UserShare>) -> u32 {
+        let (row, tag) = self.fingerprint(user);
+        let word = share.map_or(0, UserShare::to_word);
+        for (slot, own) in (row * WAYS..).zip(self.row(row)) {
+            if own.load(Ordering::Relaxed) & !COUNT_MASK == tag
+                && let Some(shared) = self.shares.get(slot)
+            {
+                shared.store(word, Ordering::SeqCst);
+            }
+        }
+        self.count(user)
+    }
+
+    /// Returns the number of allocations of a user.
+    #[must_use]
+    pub fn count(&self, user: &str) -> u32 {
+        let (row, tag) = self.fingerprint(user);
+        let words = self.row(row).iter().map(|word| word.load(Ordering::SeqCst));
+        let count: u64 = words.filter(|word| word & !COUNT_MASK == tag).map(|word| word & COUNT_MASK).sum();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Returns the share of the user of a slot; `None` if limits apply to this server alone.
+    fn share(&self, slot: Option<usize>) -> Option<UserShare> {
+        let first = self.first_share.load(Ordering::Relaxed);
+        if first == 0 {
+            return None;
+        }
+        let own = slot.and_then(|slot| self.shares.get(slot)).map_or(0, |word| word.load(Ordering::Relaxed));
+        Some(UserShare::from_word(if own == 0 { first } else { own }))
+    }
+
+    /// Returns how much of a bucket for the whole rate an amount takes from the share of a user.
+    fn weighted(&self, slot: Option<usize>, bytes: u64) -> u64 {
+        // Every bucket has at least 64 KiB, so that a datagram passes also with the smallest share.
+        const MOST: u64 = 65_536;
+        self.share(slot).map_or(bytes, |share| {
+            let weighted = bytes.saturating_mul(UserShare::WHOLE) / u64::from(share.bytes).clamp(1, UserShare::WHOLE);
+            weighted.min(MOST).max(bytes)
+        })
     }
 
     /// Returns the number of allocations.
@@ -234,7 +324,13 @@ impl Quota {
 
     fn admit_user(&self, user: &str, per_user: u32) -> Result<TicketWord, QuotaExceeded> {
         let (row, tag) = self.fingerprint(user);
-        let limit = if per_user == 0 { COUNT_MASK } else { COUNT_MASK.min(per_user.into()) };
+        let general = if per_user == 0 { COUNT_MASK } else { COUNT_MASK.min(per_user.into()) };
+        // A static user may have a limit of its own, which no share concerns.
+        let is_shared = per_user != 0 && per_user == self.shared_limit.load(Ordering::Relaxed);
+        let limit_at = |slot: Option<usize>| match self.share(slot) {
+            Some(share) if is_shared => general.min(share.allocations.into()),
+            _ => general,
+        };
         // Another worker may change the word between the load and the swap; then the loop repeats. Two workers that
         // find different free words may both enter a new user. Then the limits are exceeded by a few until the user's
         // allocations end.
@@ -249,13 +345,22 @@ impl Quota {
                 }
             }
             let (slot, word, old, new) = match (own, empty.or(left)) {
-                (Some((_, _, value)), _) if value & COUNT_MASK >= limit => return Err(QuotaExceeded::User),
+                (Some((slot, _, value)), _) if value & COUNT_MASK >= limit_at(Some(slot)) => {
+                    return Err(QuotaExceeded::User);
+                }
+                (None, Some(_)) if limit_at(None) == 0 => return Err(QuotaExceeded::User),
                 (Some((slot, word, value)), _) => (slot, word, value, value + 1),
                 (None, Some((slot, word, value))) => (slot, word, value, tag | 1),
                 // Sixteen other users occupy the row. It is better not to count a user than to reject an allocation.
                 (None, None) => return Ok(TicketWord::UNCOUNTED),
             };
             if word.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                if own.is_none() {
+                    // It may be the share of another user.
+                    if let Some(share) = self.shares.get(slot).filter(|share| share.load(Ordering::Relaxed) != 0) {
+                        share.store(0, Ordering::Relaxed);
+                    }
+                }
                 if own.is_none() && self.metered.load(Ordering::Relaxed) {
                     // The word may have belonged to another user, so its rate usage is reset.
                     self.meters.iter().skip(slot * METERS).take(METERS).for_each(SharedBucket::fill);

@@ -260,7 +260,7 @@ fn allocations_are_listed_in_pages_described_and_ended() {
     let detail = world.server.describe(world.now, third.id).unwrap();
     assert_eq!(detail.permissions, [(peer(1).ip(), 300), (peer(2).ip(), 300)]);
     assert_eq!(detail.channels, [(0x4000, peer(1), 600)]);
-    let operator = Operator { process: Some(7), user: 0 };
+    let operator = Operator { process: Some(7), user: Some(0) };
     assert!(world.server.end_allocation(world.now, third.id, operator));
     let reason = world.expect_end(&relays[2]).reason;
     assert_eq!(reason, EndReason::EndedByOperator(operator));

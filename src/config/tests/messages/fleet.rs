@@ -31,11 +31,9 @@ fn names_have_letters_digits_hyphens_and_underscores() {
 }
 
 #[test]
-fn a_user_needs_a_password_and_excludes_credentials() {
+fn a_user_needs_a_password_and_a_password_a_user() {
     assert!(error(&fleet("user = \"a\"")).ends_with("`fleet.user` needs `fleet.password-file`"));
     assert!(error(&fleet("password-file = \"Cargo.toml\"")).ends_with("`fleet.password-file` needs `fleet.user`"));
-    let error = error(&fleet("credentials-file = \"Cargo.toml\""));
-    assert!(error.contains("`Cargo.toml` is no file of NATS credentials"), "{error}");
 }
 
 #[test]

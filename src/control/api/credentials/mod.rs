@@ -7,6 +7,7 @@ mod refusal;
 mod request;
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use http_body_util::Full;
 use hyper::body::Bytes;
@@ -20,6 +21,8 @@ use crate::auth::KeyHash;
 use crate::auth::time_limited::{self, Credential};
 use crate::clock;
 use crate::config::HttpKey;
+use crate::control::fleet::with_rng;
+use crate::fleet::choose;
 use crate::http::{Client, response};
 use crate::privacy::Privacy;
 use cors::Cors;
@@ -129,6 +132,7 @@ impl State {
 /// A credential that has been minted, and for which key.
 struct Issued {
     credential: Credential,
+    urls: Vec<String>,
     ttl: u64,
     key: String,
 }
@@ -193,7 +197,7 @@ impl Api {
     ) -> Response<Full<Bytes>> {
         self.record(client, &published.snapshot.privacy, &result);
         let mut response = match result {
-            Ok(Issued { credential, ttl, .. }) => form.response(&credential, &published.urls, ttl),
+            Ok(Issued { credential, urls, ttl, .. }) => form.response(&credential, &urls, ttl),
             Err(refusal) => refusal.response(),
         };
         Cors::new(request, &published.keys).allow(&mut response);
@@ -220,7 +224,24 @@ impl Api {
             Form::IceServers => Wish::of_body(request.body()),
             Form::CloudflareList(_) | Form::CloudflareOne(_) => Wish::of_cloudflare(request.body()),
         };
-        wish.and_then(|wish| mint(key, &wish, published)).map_err(with_name)
+        let urls = |wish: &Wish| self.urls(wish, client, published);
+        wish.and_then(|wish| mint(key, &wish, published, urls)).map_err(with_name)
+    }
+
+    /// Returns the URLs for a credential: of nodes of the fleet near the client, or else of this server.
+    fn urls(&self, wish: &Wish, client: &Client, published: &Published) -> Vec<String> {
+        let view = Arc::clone(&self.inputs.fleet.view.borrow());
+        let Some(settings) = &view.settings else { return published.urls.clone() };
+        // All clients of a proxy on this machine have one source.
+        let address = wish.client.or_else(|| client.ip().filter(|ip| !ip.is_loopback()));
+        let found = address.and_then(|address| settings.fleet.regions.region(address));
+        let regions: Vec<&str> =
+            wish.region.as_deref().or(found).into_iter().chain([&*settings.fleet.region]).collect();
+        let mut nodes = view.nodes();
+        let count = settings.fleet.nodes_per_credential.into();
+        let chosen = with_rng(|rng| choose(&mut nodes, &regions, count, self.now(), rng));
+        let urls: Vec<String> = chosen.into_iter().flat_map(|node| &node.urls).cloned().collect();
+        if urls.is_empty() { published.urls.clone() } else { urls }
     }
 
     /// Returns the key of a request, or why there is none. The limit of a source does not apply to valid keys: other
@@ -268,7 +289,7 @@ impl Api {
     /// Counts and logs the outcome of a request.
     fn record(&self, client: &Client, privacy: &Privacy, result: &Result<Issued, Refusal>) {
         match result {
-            Ok(Issued { credential, ttl, key }) => {
+            Ok(Issued { credential, ttl, key, .. }) => {
                 self.credentials.counts.add(Outcome::Issued);
                 let user = credential.username.split_once(':').map(|(_, user)| user);
                 tracing::debug!(
@@ -297,7 +318,12 @@ impl Api {
 }
 
 /// Mints the credential that a client with this key asks for.
-fn mint(key: &HttpKey, wish: &Wish, published: &Published) -> Result<Issued, Refusal> {
+fn mint(
+    key: &HttpKey,
+    wish: &Wish,
+    published: &Published,
+    urls: impl FnOnce(&Wish) -> Vec<String>,
+) -> Result<Issued, Refusal> {
     let longest = key.ttl.as_secs();
     let ttl = wish.ttl.unwrap_or(DEFAULT_TTL.min(longest));
     if ttl == 0 || ttl > longest {
@@ -307,7 +333,8 @@ fn mint(key: &HttpKey, wish: &Wish, published: &Published) -> Result<Issued, Ref
     if !user.unwrap_or_default().starts_with(&key.user_prefix) {
         return Err(Refusal::of_user(key));
     }
-    if published.urls.is_empty() {
+    let urls = urls(wish);
+    if urls.is_empty() {
         return Err(Refusal::new(Outcome::Unavailable, NO_ADDRESS));
     }
     let secret = published.secret.as_ref().ok_or_else(|| Refusal::new(Outcome::Unavailable, NO_SECRET))?;
@@ -315,7 +342,7 @@ fn mint(key: &HttpKey, wish: &Wish, published: &Published) -> Result<Issued, Ref
     if credential.username.len() > MAX_USERNAME {
         return Err(Refusal::of_username(credential.username.len(), MAX_USERNAME));
     }
-    Ok(Issued { credential, ttl, key: key.name.clone() })
+    Ok(Issued { credential, urls, ttl, key: key.name.clone() })
 }
 
 #[cfg(test)]

@@ -1,10 +1,13 @@
 //! What a request for credentials asks for.
 
+use std::net::IpAddr;
+
 use hyper::Request;
 use hyper::body::Bytes;
 use serde_json::{Map, Value};
 
 use super::refusal::{Refusal, quoted};
+use crate::fleet::Heartbeat;
 
 /// The lifetime and the user of the wished credential.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -13,6 +16,10 @@ pub(super) struct Wish {
     pub(super) ttl: Option<u64>,
     /// Not empty, without control characters.
     pub(super) user: Option<String>,
+    /// The region of the fleet in which the client is.
+    pub(super) region: Option<String>,
+    /// The address of the client, if the request is on its behalf.
+    pub(super) client: Option<IpAddr>,
 }
 
 impl Wish {
@@ -20,8 +27,12 @@ impl Wish {
     pub(super) fn of_body(body: &[u8]) -> Result<Self, Refusal> {
         let object = object(body)?;
         // An unknown key is probably a misspelled one, whose absence would go unnoticed.
-        if let Some(key) = object.keys().find(|key| !matches!(key.as_str(), "ttl" | "user")) {
-            let message = format!("the body has an unknown key {}; the keys are `ttl` and `user`", quoted(key));
+        const KEYS: [&str; 4] = ["ttl", "user", "region", "client"];
+        if let Some(key) = object.keys().find(|key| !KEYS.contains(&key.as_str())) {
+            let message = format!(
+                "the body has an unknown key {}; the keys are `ttl`, `user`, `region` and `client`",
+                quoted(key)
+            );
             return Err(Refusal::bad_request("the body has an unknown key").for_client(message));
         }
         Self::of_object(&object, "user")
@@ -39,10 +50,12 @@ impl Wish {
             None | Some(b"turn") => {}
             Some(_) => return Err(Refusal::bad_request("the parameter `service` must be `turn`")),
         }
+        let text = |key: &str| parameters.get(key).map(|text| String::from_utf8_lossy(text).into_owned());
+        let (region, client) = place(text("region").as_deref(), text("client").as_deref())?;
         let user = parameters.get("username").filter(|user| !user.is_empty());
-        let Some(user) = user else { return Ok(Self::default()) };
+        let Some(user) = user else { return Ok(Self { region, client, ..Self::default() }) };
         let user = str::from_utf8(user).map_err(|_| Refusal::bad_request("the parameter `username` is not UTF-8"))?;
-        Ok(Self { ttl: None, user: Some(name(user)?) })
+        Ok(Self { ttl: None, user: Some(name(user)?), region, client })
     }
 
     fn of_object(object: &Map<String, Value>, user: &str) -> Result<Self, Refusal> {
@@ -58,8 +71,30 @@ impl Wish {
             Some(Value::String(text)) => Some(name(text)?),
             Some(_) => return Err(Refusal::bad_request("the name of the user must be a string")),
         };
-        Ok(Self { ttl, user })
+        let text = |key: &str| match object.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.as_str())),
+            Some(_) => Err(Refusal::bad_request("`region` and `client` must be strings")),
+        };
+        let (region, client) = place(text("region")?, text("client")?)?;
+        Ok(Self { ttl, user, region, client })
     }
+}
+
+/// Reads where a client is: its region, and its address.
+fn place(region: Option<&str>, client: Option<&str>) -> Result<(Option<String>, Option<IpAddr>), Refusal> {
+    if let Some(region) = region.filter(|region| !Heartbeat::is_region_name(region)) {
+        let message =
+            format!("`region` must have 1 to 32 letters, digits, hyphens and underscores, not {}", quoted(region));
+        return Err(Refusal::bad_request("`region` is no name of a region").for_client(message));
+    }
+    let parse = |client: &str| {
+        client.parse::<IpAddr>().map(|address| address.to_canonical()).map_err(|_| {
+            let message = format!("`client` must be the address of the client, not {}", quoted(client));
+            Refusal::bad_request("`client` is no address").for_client(message)
+        })
+    };
+    Ok((region.map(str::to_owned), client.map(parse).transpose()?))
 }
 
 /// Reads a JSON object. Nothing is an empty object.
@@ -134,7 +169,7 @@ mod tests {
     use super::*;
 
     fn wish(ttl: Option<u64>, user: Option<&str>) -> Wish {
-        Wish { ttl, user: user.map(str::to_owned) }
+        Wish { ttl, user: user.map(str::to_owned), ..Wish::default() }
     }
 
     #[test]
@@ -164,6 +199,9 @@ mod tests {
             (r#"{"user":""}"#, "empty"),
             (r#"{"user":"a\n"}"#, "control character"),
             (r#"{"usr":"a"}"#, "\"usr\""),
+            (r#"{"region":"e u"}"#, "`region` must have"),
+            (r#"{"client":"192.0.2"}"#, "`client` must be the address"),
+            (r#"{"client":7}"#, "must be strings"),
         ] {
             let refusal = Wish::of_body(body.as_bytes()).unwrap_err();
             assert_eq!(refusal.outcome, Outcome::BadRequest);

@@ -1,0 +1,469 @@
+//! The work of the thread `fleet`: one session with the engine after the other, with one task for each duty.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::kv::{Operation, Store};
+use futures_util::StreamExt as _;
+use hyper::body::Bytes;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinSet, spawn_local};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::beat::Pulse;
+use super::engine::{Bucket, Connection, Engine, random_fraction};
+use super::state::{Entry, FleetState};
+use super::{AgentParts, Counts, Inputs, Request, Settings, View, leases, orders, requests};
+use crate::clock;
+use crate::control::commands::Command;
+use crate::fleet::{Family, Heartbeat, alternates};
+use crate::turn::Operator;
+
+/// The pause before a further attempt, if the engine refuses something.
+const PAUSE: Duration = Duration::from_secs(1);
+/// The interval at which the common state is read as a whole.
+const REREAD: Duration = Duration::from_secs(60);
+/// The longest time without a heartbeat of any node until they are asked for again.
+const SILENCE: Duration = Duration::from_secs(6);
+/// The most orders at a time.
+const ORDERS: usize = 16;
+/// The most alternate servers of each kind.
+const ALTERNATES: usize = 4;
+/// The time in which the other nodes are told that this one ends.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The thread before it has a session.
+pub(super) struct Agent {
+    inputs: Rc<Inputs>,
+    settings: watch::Receiver<Option<Arc<Settings>>>,
+    parts: AgentParts,
+    view: Arc<View>,
+    state: FleetState,
+}
+
+/// What the tasks of a session share.
+pub(super) struct Session {
+    pub(super) settings: Arc<Settings>,
+    pub(super) engine: Engine,
+    pub(super) inputs: Rc<Inputs>,
+    pub(super) view: Arc<View>,
+    pub(super) connection: watch::Receiver<Connection>,
+    pub(super) state: RefCell<FleetState>,
+    /// The revision of the state that this node uses.
+    pub(super) revision: Cell<u64>,
+    pub(super) counts: Cell<Counts>,
+    /// Something has changed that the next heartbeat says.
+    pub(super) beat: Notify,
+}
+
+impl Agent {
+    pub(super) fn new(inputs: Inputs, settings: watch::Receiver<Option<Arc<Settings>>>, parts: AgentParts) -> Self {
+        Self { inputs: Rc::new(inputs), settings, parts, view: Arc::default(), state: FleetState::default() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut is_first = true;
+        loop {
+            let Ok(settings) = self.settings.wait_for(Option::is_some).await.map(|settings| settings.clone()) else {
+                return;
+            };
+            let Some(settings) = settings else { continue };
+            if std::mem::take(&mut is_first)
+                && let Some(file) = &settings.state_file
+            {
+                self.state = requests::read_state(file);
+                self.use_state(&self.state).await;
+            }
+            if !self.session(settings).await {
+                return;
+            }
+        }
+    }
+
+    async fn use_state(&self, state: &FleetState) {
+        let in_use = state.at(clock::unix_seconds());
+        // Control may have ended.
+        let _ = self.inputs.commands.send(Command::Fleet(in_use), Operator::FLEET).await;
+    }
+
+    /// Runs until the settings change. Returns whether the thread goes on.
+    async fn session(&mut self, settings: Arc<Settings>) -> bool {
+        let (connected, connection) = watch::channel(Connection::default());
+        let name = format!("turnserver {}", settings.node);
+        let engine = match Engine::connect(&settings.fleet, name, connected).await {
+            Ok(engine) => engine,
+            Err(error) => {
+                tracing::error!(event = "fleet-unusable", error, "the settings of [fleet] cannot be used");
+                return self.settings.changed().await.is_ok();
+            }
+        };
+        self.view = Arc::new(View {
+            node: settings.node.clone(),
+            settings: Some(Arc::clone(&settings)),
+            nodes: Arc::clone(&self.view.nodes),
+            connection: connection.clone(),
+            counts: Arc::clone(&self.view.counts),
+        });
+        self.parts.view.send_replace(Arc::clone(&self.view));
+        let session = Rc::new(Session {
+            settings,
+            engine,
+            inputs: Rc::clone(&self.inputs),
+            view: Arc::clone(&self.view),
+            connection,
+            state: RefCell::new(std::mem::take(&mut self.state)),
+            revision: Cell::new(0),
+            counts: Cell::new(self.view.counts()),
+            beat: Notify::new(),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn_local(beat(Rc::clone(&session)));
+        tasks.spawn_local(follow_nodes(Rc::clone(&session)));
+        tasks.spawn_local(follow_state(Rc::clone(&session)));
+        tasks.spawn_local(follow_time(Rc::clone(&session)));
+        tasks.spawn_local(follow_orders(Rc::clone(&session)));
+        tasks.spawn_local(log_connection(Rc::clone(&session)));
+        if session.settings.alternates {
+            tasks.spawn_local(follow_alternates(Rc::clone(&session)));
+        }
+        let leases = leases::start(&session, &mut tasks);
+        let goes_on = loop {
+            tokio::select! {
+                changed = self.settings.changed() => break changed.is_ok(),
+                Some(Request { order, response }) = self.parts.requests.recv() => {
+                    let session = Rc::clone(&session);
+                    spawn_local(async move {
+                        // A client that has gone needs no response.
+                        let _ = response.send(requests::carry_out(&session, &order).await);
+                    });
+                }
+                // A task that panics is a bug, which has been logged. The others go on.
+                Some(_) = tasks.join_next() => {}
+            }
+        };
+        tasks.shutdown().await;
+        drop(leases);
+        if !goes_on {
+            let _ = timeout(FAREWELL, farewell(&session)).await;
+        }
+        self.state = session.state.take();
+        goes_on
+    }
+}
+
+impl Session {
+    pub(super) fn count(&self, change: impl FnOnce(&mut Counts)) {
+        let mut counts = self.counts.get();
+        change(&mut counts);
+        self.counts.set(counts);
+        self.view.set_counts(counts);
+    }
+
+    /// Opens a bucket, as soon as the engine makes that possible.
+    pub(super) async fn open(&self, bucket: Bucket) -> Store {
+        let mut logged = false;
+        loop {
+            match self.engine.bucket(bucket).await {
+                Ok(store) => return store,
+                // While there is no connection, its absence is logged.
+                Err(error) if self.connection.borrow().is_up && !logged => {
+                    logged = true;
+                    tracing::warn!(
+                        event = "fleet-bucket-unusable",
+                        error,
+                        "the engine does not give this node what it needs; the server tries again. Check the \
+                         permissions of its user, and JetStream"
+                    );
+                }
+                Err(_) => {}
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// Lets control use the common state.
+    pub(super) async fn use_state(&self) {
+        let in_use = self.state.borrow().at(clock::unix_seconds());
+        // Control may have ended.
+        let _ = self.inputs.commands.send(Command::Fleet(in_use), Operator::FLEET).await;
+    }
+
+    fn malformed(&self, what: &str, key: &str, why: &str) {
+        self.count(|counts| counts.malformed += 1);
+        // A node of a later version may make many of them.
+        tracing::debug!(
+            event = "fleet-message-malformed",
+            key = crate::printable::shown(key),
+            error = why,
+            "{what} that cannot be used"
+        );
+    }
+}
+
+/// Says to the other nodes that this one ends.
+async fn farewell(session: &Session) {
+    if let Ok(store) = session.engine.bucket(Bucket::Nodes).await {
+        let _ = store.delete(&session.settings.node).await;
+    }
+    let _ = session.engine.client.flush().await;
+}
+
+/// Sends heartbeats.
+async fn beat(session: Rc<Session>) {
+    let mut pulse = Pulse::default();
+    let mut ticks = interval(Heartbeat::INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        // If the engine has lost its memory, the bucket is made again.
+        let store = session.open(Bucket::Nodes).await;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = session.beat.notified() => {}
+            }
+            let beat = pulse.next(&session.inputs, &session.settings, session.revision.get());
+            match store.put(&session.settings.node, Bytes::from(beat.to_json())).await {
+                Ok(_) => session.count(|counts| counts.beats += 1),
+                Err(_) => {
+                    session.count(|counts| counts.failed_beats += 1);
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Follows the heartbeats of all nodes.
+async fn follow_nodes(session: Rc<Session>) {
+    loop {
+        let store = session.open(Bucket::Nodes).await;
+        let Ok(mut entries) = store.watch_with_history(">").await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        // The own heartbeat is among them, so the silence of all means that something is lost.
+        while let Ok(Some(Ok(entry))) = timeout(SILENCE, entries.next()).await {
+            let now = session.inputs.now();
+            let mut nodes = session.view.nodes();
+            if entry.operation != Operation::Put {
+                nodes.gone(&entry.key);
+                continue;
+            }
+            match Heartbeat::from_json(&entry.value) {
+                Ok(beat) if beat.name == entry.key => {
+                    let is_own = beat.name == session.settings.node;
+                    if is_own && beat.boot != session.inputs.boot {
+                        drop(nodes);
+                        warn_of_twin(&session, beat.boot);
+                        continue;
+                    }
+                    nodes.heard(beat, now);
+                    if is_own {
+                        nodes.own_beat_observed(now);
+                    }
+                }
+                Ok(_) => session.malformed("a heartbeat", &entry.key, "it has another name than its key"),
+                Err(why) => session.malformed("a heartbeat", &entry.key, &why.to_string()),
+            }
+        }
+        sleep(PAUSE.mul_f64(random_fraction())).await;
+    }
+}
+
+/// Warns of another process with the name of this node. The last heartbeat of an earlier run of this node is none.
+fn warn_of_twin(session: &Session, boot: u64) {
+    thread_local! {
+        static SEEN: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
+    }
+    let (last, count) = SEEN.get();
+    let count = if last == boot { count.saturating_add(1) } else { 1 };
+    SEEN.set((boot, count));
+    if count == 3 {
+        tracing::warn!(
+            event = "fleet-node-twice",
+            node = session.settings.node,
+            "another server has the name of this node: set `node` to distinct names, because each hides the other"
+        );
+    }
+}
+
+/// Follows the common state.
+async fn follow_state(session: Rc<Session>) {
+    loop {
+        let store = session.open(Bucket::State).await;
+        let Ok(mut entries) = store.watch_with_history(">").await else {
+            sleep(PAUSE).await;
+            continue;
+        };
+        let reread = sleep(REREAD.mul_f64(1.0 + random_fraction()));
+        tokio::pin!(reread);
+        loop {
+            let entry = tokio::select! {
+                entry = entries.next() => entry,
+                () = &mut reread => break,
+            };
+            let Some(Ok(entry)) = entry else {
+                sleep(PAUSE).await;
+                break;
+            };
+            let now = clock::unix_seconds();
+            let before = session.state.borrow().clone();
+            if entry.operation == Operation::Put {
+                let inserted = Entry::parse(&entry.key, &entry.value)
+                    .and_then(|parsed| session.state.borrow_mut().insert(parsed, now));
+                if let Err(why) = inserted {
+                    session.malformed("an entry of the common state", &entry.key, why);
+                }
+            } else {
+                session.state.borrow_mut().remove(&entry.key);
+            }
+            let is_changed = before != *session.state.borrow();
+            session.revision.set(session.revision.get().max(entry.revision));
+            if is_changed {
+                session.use_state().await;
+                requests::keep_state(&session);
+            }
+            if entry.delta == 0 {
+                // Whoever has made the change waits for it.
+                session.beat.notify_one();
+            }
+        }
+    }
+}
+
+/// Uses secrets and ends revocations at their times, and removes what has ended long ago.
+async fn follow_time(session: Rc<Session>) {
+    let mut used = session.state.borrow().at(clock::unix_seconds());
+    loop {
+        let now = clock::unix_seconds();
+        let next = session.state.borrow().next_change(now);
+        sleep(Duration::from_secs(next.map_or(5, |next| (next - now).clamp(1, 5)))).await;
+        let in_use = session.state.borrow().at(clock::unix_seconds());
+        if in_use != used {
+            used = in_use;
+            session.use_state().await;
+        }
+        let ended = session.state.borrow().ended(clock::unix_seconds());
+        for key in ended {
+            requests::forget(&session, &key).await;
+        }
+    }
+}
+
+/// Carries out orders.
+async fn follow_orders(session: Rc<Session>) {
+    let (client, fleet, node) = (&session.engine.client, &session.settings.fleet.name, &session.settings.node);
+    let [to_all, to_this] = [format!("{fleet}.order.*.all"), format!("{fleet}.order.*.node.{node}")];
+    let subscriptions = (
+        client.subscribe(to_all).await,
+        client.subscribe(to_this).await,
+        client.queue_subscribe(format!("{fleet}.order.*"), "state".to_owned()).await,
+    );
+    let (Ok(mut to_all), Ok(mut to_this), Ok(mut of_state)) = subscriptions else {
+        tracing::error!(event = "fleet-orders-unusable", "this node cannot receive orders; restart the server");
+        return;
+    };
+    let mut running = JoinSet::new();
+    loop {
+        let (message, is_of_state) = tokio::select! {
+            Some(message) = to_all.next() => (message, false),
+            Some(message) = to_this.next() => (message, false),
+            Some(message) = of_state.next() => (message, true),
+            Some(_) = running.join_next(), if running.len() >= ORDERS => continue,
+            else => return,
+        };
+        while running.try_join_next().is_some() {}
+        if running.len() >= ORDERS {
+            // It gets no response, and whoever has sent it tries again.
+            session.count(|counts| counts.malformed += 1);
+            continue;
+        }
+        let session = Rc::clone(&session);
+        running.spawn_local(async move {
+            let result = order(&session, &message, is_of_state).await;
+            session.count(|counts| counts.orders += 1);
+            if let Some(reply) = message.reply {
+                let response = orders::response(&session.settings.node, &result).to_string();
+                // If the engine is away, the response is lost.
+                let _ = session.engine.client.publish(reply, response.into()).await;
+            }
+        });
+    }
+}
+
+async fn order(session: &Session, message: &async_nats::Message, is_of_state: bool) -> Result<Value, String> {
+    let verb = orders::verb(&message.subject, &session.settings.fleet.name).unwrap_or_default();
+    let arguments = orders::arguments(&message.payload)?;
+    if is_of_state {
+        return requests::change_state(session, verb, &arguments).await;
+    }
+    orders::carry_out(&session.inputs.internal, orders::request(verb, &arguments)?).await
+}
+
+/// Logs the state of the connection to the engine.
+async fn log_connection(session: Rc<Session>) {
+    let mut connection = session.connection.clone();
+    let servers = || {
+        let servers = session.settings.fleet.servers.iter().map(ToString::to_string);
+        servers.collect::<Vec<_>>().join(", ")
+    };
+    // The first attempt needs a moment.
+    let first = timeout(Duration::from_secs(5), connection.wait_for(|connection| connection.is_up)).await;
+    let mut was_up = first.is_ok_and(|connected| connected.is_ok());
+    let log = |is_up: bool, error: Option<&str>| {
+        if is_up {
+            session.count(|counts| counts.connections += 1);
+            tracing::info!(
+                event = "fleet-connected",
+                node = session.settings.node,
+                servers = servers(),
+                "this node is connected to the engine of the fleet"
+            );
+        } else {
+            tracing::warn!(
+                event = "fleet-disconnected",
+                error,
+                servers = servers(),
+                "the engine of the fleet cannot be reached. Calls and new allocations go on, with the last view of the \
+                 fleet; the server tries again"
+            );
+        }
+    };
+    let error = connection.borrow().error.clone();
+    log(was_up, error.as_deref());
+    while connection.changed().await.is_ok() {
+        let Connection { is_up, error } = connection.borrow_and_update().clone();
+        if is_up != was_up {
+            was_up = is_up;
+            log(is_up, error.as_deref());
+        }
+    }
+}
+
+/// Lets control use other nodes as alternate servers.
+async fn follow_alternates(session: Rc<Session>) {
+    let mut used = [Vec::new(), Vec::new()];
+    let mut ticks = interval(Duration::from_secs(2));
+    loop {
+        ticks.tick().await;
+        let found = {
+            let (nodes, now) = (session.view.nodes(), session.inputs.now());
+            let of = |tls| {
+                let of = |family| alternates(&nodes, family, tls, &session.settings.node, ALTERNATES, now);
+                let mut all = [of(Family::V4), of(Family::V6)].concat();
+                // The order changes with each heartbeat, and a client gets a random one.
+                all.sort_unstable();
+                all
+            };
+            [of(false), of(true)]
+        };
+        if found != used {
+            used.clone_from(&found);
+            let [servers, tls_servers] = found;
+            let _ = session.inputs.commands.send(Command::Alternates { servers, tls_servers }, Operator::FLEET).await;
+        }
+    }
+}

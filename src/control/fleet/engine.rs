@@ -1,0 +1,235 @@
+//! The connection to the engine (NATS), and what the fleet keeps in it.
+
+use std::fmt::Display;
+use std::path::Path;
+use std::time::Duration;
+
+use async_nats::jetstream::context::ContextBuilder;
+use async_nats::jetstream::kv::{self, Store};
+use async_nats::jetstream::stream::StorageType;
+use async_nats::jetstream::{self, Context};
+use async_nats::{Client, ConnectOptions, ServerAddr};
+use tokio::sync::watch;
+use tokio_rustls::rustls::ClientConfig;
+
+use crate::config::{Fleet, FleetAccess};
+use crate::control::outbound;
+use crate::setting::FLEET_CA_FILE;
+
+/// The longest time for a request to the engine.
+const REQUEST_TIME: Duration = Duration::from_secs(3);
+/// The longest time to connect to a server.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+/// The interval at which the connection is checked.
+const PING: Duration = Duration::from_secs(2);
+/// The pause before a further attempt, and the longest one.
+const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
+
+/// The age at which the engine forgets a heartbeat.
+const BEAT_AGE: Duration = Duration::from_secs(10);
+/// The age at which it forgets the leases of a user.
+const LEASE_AGE: Duration = Duration::from_secs(600);
+/// The most bytes that each bucket keeps.
+const BUCKET_BYTES: i64 = 64 << 20;
+
+/// What a bucket of the fleet has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bucket {
+    /// The heartbeat of each node.
+    Nodes,
+    /// Revoked usernames and secrets.
+    State,
+    /// The leases of each user.
+    Leases,
+}
+
+impl Bucket {
+    /// Returns the name of the bucket of a fleet.
+    pub(super) fn name(self, fleet: &str) -> String {
+        let what = match self {
+            Self::Nodes => "nodes",
+            Self::State => "state",
+            Self::Leases => "leases",
+        };
+        format!("{fleet}_{what}")
+    }
+
+    fn config(self, fleet: &str, replicas: usize) -> kv::Config {
+        let (storage, max_age) = match self {
+            Self::Nodes => (StorageType::Memory, BEAT_AGE),
+            Self::State => (StorageType::File, Duration::ZERO),
+            Self::Leases => (StorageType::Memory, LEASE_AGE),
+        };
+        kv::Config {
+            bucket: self.name(fleet),
+            history: 1,
+            max_age,
+            max_bytes: BUCKET_BYTES,
+            storage,
+            num_replicas: replicas,
+            ..kv::Config::default()
+        }
+    }
+}
+
+/// A connection to the engine. It connects again by itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Engine {
+    pub(crate) client: Client,
+    pub(crate) jetstream: Context,
+    fleet: String,
+    replicas: Option<u8>,
+}
+
+impl Engine {
+    /// Begins to connect. `connected` gets the state of the connection, and its last error.
+    ///
+    /// # Errors
+    /// If the settings cannot be used. An engine that is away is no error.
+    pub(crate) async fn connect(
+        fleet: &Fleet,
+        name: String,
+        connected: watch::Sender<Connection>,
+    ) -> Result<Self, String> {
+        let mut options = ConnectOptions::new()
+            .name(name)
+            .retry_on_initial_connect()
+            .connection_timeout(CONNECT_TIME)
+            .request_timeout(Some(REQUEST_TIME))
+            .ping_interval(PING)
+            .require_tls(fleet.servers.iter().any(|server| server.tls))
+            .tls_client_config(tls(fleet.ca_file.as_deref())?)
+            .reconnect_delay_callback(|attempts| {
+                let [first, longest] = PAUSES;
+                // Nodes that lose the engine at once come back one by one.
+                let pause = first.saturating_mul(1 << attempts.min(10)).min(longest);
+                if attempts == 0 { Duration::ZERO } else { pause.mul_f64(0.5 + random_fraction() / 2.0) }
+            })
+            .event_callback(move |event| {
+                match event {
+                    async_nats::Event::Connected => {
+                        connected.send_replace(Connection { is_up: true, error: None });
+                    }
+                    async_nats::Event::Disconnected | async_nats::Event::Closed => {
+                        connected.send_modify(|connection| connection.is_up = false);
+                    }
+                    async_nats::Event::ServerError(error) => note(&connected, &error),
+                    async_nats::Event::ClientError(error) => note(&connected, &error),
+                    _ => {}
+                }
+                std::future::ready(())
+            });
+        options = match &fleet.access {
+            FleetAccess::Open => options,
+            FleetAccess::Password(user, password) => {
+                let password = String::from_utf8_lossy(password.as_bytes()).into_owned();
+                options.user_and_password(user.clone(), password)
+            }
+        };
+        let servers: Result<Vec<ServerAddr>, _> =
+            fleet.servers.iter().map(|server| server.to_string().parse()).collect();
+        let servers = servers.map_err(|error| error.to_string())?;
+        let client = options.connect(servers).await.map_err(|error| error.to_string())?;
+        let jetstream = ContextBuilder::new().timeout(REQUEST_TIME).ack_timeout(REQUEST_TIME).build(client.clone());
+        Ok(Self { client, jetstream, fleet: fleet.name.clone(), replicas: fleet.replicas })
+    }
+
+    /// Opens a bucket, which it creates if there is none.
+    pub(super) async fn bucket(&self, bucket: Bucket) -> Result<Store, String> {
+        let name = bucket.name(&self.fleet);
+        if let Ok(store) = self.jetstream.get_key_value(&name).await {
+            return Ok(store);
+        }
+        let create = |replicas| self.jetstream.create_key_value(bucket.config(&self.fleet, replicas));
+        let created = match self.replicas {
+            Some(replicas) => create(replicas.into()).await,
+            None => match create(3).await {
+                // A server that is not in a cluster keeps one copy.
+                Err(_) => create(1).await,
+                created => created,
+            },
+        };
+        match created {
+            Ok(store) => Ok(store),
+            // Another node may have created it meanwhile.
+            Err(error) => match self.jetstream.get_key_value(&name).await {
+                Ok(store) => Ok(store),
+                Err(_) => Err(format!("the bucket {name} can neither be opened nor created: {}", with_source(&error))),
+            },
+        }
+    }
+
+    /// Opens the stream of events, which it creates if there is none.
+    pub(crate) async fn event_stream(&self) -> Result<(), String> {
+        let name = format!("{}_events", self.fleet);
+        if self.jetstream.get_stream(&name).await.is_ok() {
+            return Ok(());
+        }
+        let create = |replicas| {
+            self.jetstream.create_stream(jetstream::stream::Config {
+                name: name.clone(),
+                subjects: vec![format!("{}.events.>", self.fleet)],
+                storage: StorageType::File,
+                duplicate_window: DUPLICATE_WINDOW,
+                num_replicas: replicas,
+                ..jetstream::stream::Config::default()
+            })
+        };
+        let created = match self.replicas {
+            Some(replicas) => create(replicas.into()).await,
+            None => match create(3).await {
+                Err(_) => create(1).await,
+                created => created,
+            },
+        };
+        match created {
+            Ok(_) => Ok(()),
+            Err(error) => match self.jetstream.get_stream(&name).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(format!("the stream {name} can neither be opened nor created: {}", with_source(&error))),
+            },
+        }
+    }
+}
+
+/// The time in which the engine recognizes an event that comes twice.
+const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
+
+/// The state of the connection to the engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Connection {
+    pub(crate) is_up: bool,
+    /// The last error since the connection was up.
+    pub(crate) error: Option<String>,
+}
+
+fn note(connected: &watch::Sender<Connection>, error: &impl Display) {
+    let error = crate::printable::shown(&error.to_string());
+    connected.send_modify(|connection| connection.error = Some(error));
+}
+
+fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {
+    outbound::client_config(ca).map_err(|why| format!("`{FLEET_CA_FILE}`: {why}"))
+}
+
+/// Returns an error with its causes, in one line.
+pub(super) fn with_source(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Returns a random number from 0 to 1.
+pub(super) fn random_fraction() -> f64 {
+    let mut bytes = [0; 4];
+    // Without randomness, nodes act at the same time.
+    let _ = getrandom::getrandom(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}

@@ -1,0 +1,188 @@
+//! Requests of the operator for the whole fleet, and changes of the common state.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use hyper::body::Bytes;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::agent::Session;
+use super::engine::{Bucket, with_source};
+use super::orders::{self, StateOrder};
+use super::state::{FleetSecret, FleetState, revocation_key, secret_key};
+use crate::clock;
+use crate::control::state_directory;
+use crate::file;
+
+/// The longest time for the responses of all nodes.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// The interval at which a change looks which nodes use it.
+const LOOK: Duration = Duration::from_millis(50);
+/// The longest file of the common state in bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Carries out an order of the operator: `{"order": …, "node": …, "with": {…}}`. Without a node, it is for all.
+pub(super) async fn carry_out(session: &Session, order: &Value) -> Result<Value, String> {
+    let verb = order.get("order").and_then(Value::as_str).unwrap_or_default();
+    let empty = Map::new();
+    let arguments = order.get("with").and_then(Value::as_object).unwrap_or(&empty);
+    if orders::OF_STATE.contains(&verb) {
+        return change_state(session, verb, arguments).await;
+    }
+    // A wrong order is refused here, not by each node.
+    orders::request(verb, arguments)?;
+    if !session.connection.borrow().is_up {
+        return Err("the engine of the fleet cannot be reached; the log says why".to_owned());
+    }
+    let live: BTreeSet<String> = {
+        let (nodes, now) = (session.view.nodes(), session.inputs.now());
+        nodes.live(now).map(|beat| beat.name.clone()).collect()
+    };
+    let (subject, mut waiting) = match order.get("node").and_then(Value::as_str) {
+        Some(node) if live.contains(node) => {
+            (format!("{}.order.{verb}.node.{node}", session.settings.fleet.name), BTreeSet::from([node.to_owned()]))
+        }
+        Some(node) => {
+            let known = live.into_iter().collect::<Vec<_>>().join(", ");
+            return Err(format!("there is no node {}; the nodes are {known}", crate::printable::shown(node)));
+        }
+        None => (format!("{}.order.{verb}.all", session.settings.fleet.name), live),
+    };
+    let client = &session.engine.client;
+    let inbox = client.new_inbox();
+    let mut responses = client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
+    let payload = Bytes::from(Value::Object(arguments.clone()).to_string());
+    client.publish_with_reply(subject, inbox, payload).await.map_err(|error| error.to_string())?;
+    let deadline = Instant::now() + PATIENCE;
+    let mut received = Vec::new();
+    while !waiting.is_empty()
+        && let Ok(Some(message)) = timeout_at(deadline, responses.next()).await
+    {
+        let Ok(response) = serde_json::from_slice::<Value>(&message.payload) else { continue };
+        if let Some(node) = response.get("node").and_then(Value::as_str)
+            && waiting.remove(node)
+        {
+            received.push(response);
+        }
+    }
+    received.sort_by(|one, other| one["node"].as_str().cmp(&other["node"].as_str()));
+    Ok(json!({ "responses": received, "missing_nodes": waiting }))
+}
+
+/// Changes the common state, and waits until all nodes use it.
+pub(super) async fn change_state(
+    session: &Session,
+    verb: &str,
+    arguments: &Map<String, Value>,
+) -> Result<Value, String> {
+    let now = clock::unix_seconds();
+    let grace = session.inputs.published.borrow().snapshot.core.expiry_grace;
+    let order = orders::state_order(verb, arguments, now, grace)?;
+    let (key, entry, mut result) = match order {
+        StateOrder::ListSecrets => return Ok(list_secrets(&session.state.borrow(), now)),
+        StateOrder::Revoke(revocation) => {
+            let result = json!({ "username": revocation.username, "until": revocation.until });
+            (revocation_key(&revocation.username), Some(revocation.to_json()), result)
+        }
+        StateOrder::EndRevocation(username) => {
+            (revocation_key(&username), None, json!({ "username": username, "until": null }))
+        }
+        StateOrder::AddSecret(id, secret) => {
+            if session.state.borrow().secrets.contains_key(&id) {
+                return Err(format!("there is a secret {id} already: choose another id, or retire that one"));
+            }
+            let result = json!({ "id": id, "from": secret.from });
+            (secret_key(&id), Some(secret.to_json()), result)
+        }
+        StateOrder::RetireSecret(id, until) => {
+            let present = session.state.borrow().secrets.get(&id).cloned();
+            let present = present.ok_or_else(|| format!("the fleet has no secret {id}"))?;
+            let result = json!({ "id": id, "until": until });
+            (secret_key(&id), Some(FleetSecret { until: Some(until), ..present }.to_json()), result)
+        }
+    };
+    let store = session.engine.bucket(Bucket::State).await?;
+    let revision = match entry {
+        Some(entry) => store.put(&key, Bytes::from(entry)).await.map_err(|error| with_source(&error))?,
+        None => {
+            store.delete(&key).await.map_err(|error| with_source(&error))?;
+            let entry = store.entry(&key).await.map_err(|error| with_source(&error))?;
+            entry.map(|entry| entry.revision).unwrap_or_default()
+        }
+    };
+    let (used, pending) = wait_for(session, revision).await;
+    if let Some(fields) = result.as_object_mut() {
+        fields.insert("revision".to_owned(), revision.into());
+        fields.insert("nodes".to_owned(), used.into());
+        fields.insert("missing_nodes".to_owned(), pending.into());
+    }
+    Ok(result)
+}
+
+/// Waits until all live nodes use a revision of the state. Returns those that do, and the others.
+async fn wait_for(session: &Session, revision: u64) -> (Vec<String>, Vec<String>) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (mut used, mut pending): (Vec<String>, Vec<String>) = (Vec::new(), Vec::new());
+        {
+            let (nodes, now) = (session.view.nodes(), session.inputs.now());
+            for beat in nodes.live(now) {
+                if beat.state >= revision { &mut used } else { &mut pending }.push(beat.name.clone());
+            }
+        }
+        if pending.is_empty() || deadline <= Instant::now() {
+            used.sort_unstable();
+            pending.sort_unstable();
+            return (used, pending);
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Returns the secrets without their content.
+fn list_secrets(state: &FleetState, now: u64) -> Value {
+    let in_use = state.at(now);
+    let minting = in_use.mints.then(|| in_use.secrets.first()).flatten();
+    let secret = |(id, secret): (&String, &FleetSecret)| {
+        json!({
+            "id": id,
+            "from": secret.from,
+            "until": secret.until,
+            "accepted": secret.until.is_none_or(|until| until > now),
+            "makes_credentials": minting == Some(&secret.secret),
+        })
+    };
+    json!({ "secrets": state.secrets.iter().map(secret).collect::<Vec<_>>() })
+}
+
+/// Removes an entry of the state with its history.
+pub(super) async fn forget(session: &Session, key: &str) {
+    let bucket = Bucket::State.name(&session.settings.fleet.name);
+    session.state.borrow_mut().remove(key);
+    if let Ok(stream) = session.engine.jetstream.get_stream(format!("KV_{bucket}")).await {
+        // Another node may have done it.
+        let _ = stream.purge().filter(format!("$KV.{bucket}.{key}")).await;
+    }
+}
+
+/// Keeps a copy of the state for a start without the engine.
+pub(super) fn keep_state(session: &Session) {
+    let Some(file) = &session.settings.state_file else { return };
+    let text = session.state.borrow().to_text();
+    if let Err(error) = state_directory::replace(file, text.as_bytes()) {
+        tracing::warn!(
+            event = "fleet-state-unsaved", %error, file = %file.display(),
+            "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not know \
+             them"
+        );
+    }
+}
+
+/// Reads the copy of the state.
+pub(super) fn read_state(path: &Path) -> FleetState {
+    let text = file::read_up_to(path, MAX_FILE).unwrap_or_default();
+    FleetState::from_text(&String::from_utf8_lossy(&text), clock::unix_seconds())
+}

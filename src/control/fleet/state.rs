@@ -1,0 +1,303 @@
+//! What all nodes of a fleet have in common: revoked usernames, and secrets with their times.
+//!
+//! It is kept in a bucket of the engine, one entry for each username and secret, and a copy of it in the state directory,
+//! so that a node which starts while the engine is away knows it, too.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use crate::auth::{Revocations, Secret};
+use crate::config;
+use crate::fleet::Key;
+
+/// The version of an entry.
+const VERSION: u64 = 1;
+/// The longest entry in bytes.
+const MAX_ENTRY: usize = 8 * 1024;
+/// The most secrets.
+const MAX_SECRETS: usize = 32;
+/// The longest secret in bytes.
+const MAX_SECRET: usize = 1_024;
+/// The longest value of USERNAME in bytes (RFC 8489 §14.3).
+const MAX_USERNAME: usize = 763;
+
+/// A secret of all nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FleetSecret {
+    pub(super) secret: Secret,
+    /// When nodes begin to make credentials with it, in seconds since the Unix epoch. They accept it at once.
+    pub(super) from: u64,
+    /// When they no longer accept it, if that is decided.
+    pub(super) until: Option<u64>,
+}
+
+/// A username that no node accepts.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct FleetRevocation {
+    pub(super) username: String,
+    /// In seconds since the Unix epoch.
+    pub(super) until: u64,
+}
+
+impl fmt::Debug for FleetRevocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Names of users are private.
+        f.debug_struct("FleetRevocation").field("until", &self.until).finish_non_exhaustive()
+    }
+}
+
+/// The state that all nodes have in common.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FleetState {
+    pub(super) secrets: BTreeMap<String, FleetSecret>,
+    pub(super) revocations: BTreeMap<Key, FleetRevocation>,
+}
+
+/// What a node uses of the state at a time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::control) struct FleetInUse {
+    /// The secrets that are accepted, the one for new credentials first, if any is for them.
+    pub(in crate::control) secrets: Vec<Secret>,
+    /// Whether the first one is for new credentials.
+    pub(in crate::control) mints: bool,
+    /// The revoked usernames, each until a time.
+    pub(in crate::control) revoked: Vec<(String, u64)>,
+}
+
+impl FleetInUse {
+    /// Returns these revocations together with others.
+    pub(in crate::control) fn revocations(&self, own: &Revocations, unix_now: u64) -> Revocations {
+        let mut all = own.at(unix_now);
+        for (username, until) in &self.revoked {
+            // Further ones than fit are those of the highest keys. The log has said so.
+            let _ = all.revoke(username, *until, unix_now);
+        }
+        all
+    }
+}
+
+/// An entry of the bucket: its key, and what it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Entry {
+    Secret(String, FleetSecret),
+    Revocation(Key, FleetRevocation),
+}
+
+/// Returns the key of the entry for a secret.
+pub(super) fn secret_key(id: &str) -> String {
+    format!("secret.{id}")
+}
+
+/// Returns the key of the entry for a username.
+pub(super) fn revocation_key(username: &str) -> String {
+    format!("revoked.{}", Key::of(username))
+}
+
+impl FleetSecret {
+    pub(super) fn to_json(&self) -> String {
+        let secret = String::from_utf8_lossy(self.secret.as_bytes());
+        json!({ "v": VERSION, "secret": secret, "from": self.from, "until": self.until }).to_string()
+    }
+}
+
+impl FleetRevocation {
+    pub(super) fn to_json(&self) -> String {
+        json!({ "v": VERSION, "username": self.username, "until": self.until }).to_string()
+    }
+}
+
+impl Entry {
+    /// Reads an entry. The error says what is wrong, without a secret.
+    pub(super) fn parse(key: &str, value: &[u8]) -> Result<Self, &'static str> {
+        if value.len() > MAX_ENTRY {
+            return Err("is too long");
+        }
+        let value: Value = serde_json::from_slice(value).map_err(|_| "is not JSON")?;
+        if value.get("v").and_then(Value::as_u64) != Some(VERSION) {
+            return Err("has another version");
+        }
+        let until = value.get("until").and_then(Value::as_u64);
+        if let Some(id) = key.strip_prefix("secret.") {
+            if !config::is_fleet_name(id) {
+                return Err("has a key that is no name of a secret");
+            }
+            let text = value.get("secret").and_then(Value::as_str).filter(|text| text.len() <= MAX_SECRET);
+            let secret = text.and_then(|text| Secret::new(text).ok()).ok_or("has no secret")?;
+            let from = value.get("from").and_then(Value::as_u64).ok_or("has no `from`")?;
+            return Ok(Self::Secret(id.to_owned(), FleetSecret { secret, from, until }));
+        }
+        let key = key.strip_prefix("revoked.").and_then(Key::from_hex).ok_or("has an unknown key")?;
+        let username = value.get("username").and_then(Value::as_str);
+        let username = username.filter(|name| (1..=MAX_USERNAME).contains(&name.len())).ok_or("has no username")?;
+        if Key::of(username) != key {
+            return Err("has the key of another username");
+        }
+        let until = until.ok_or("has no `until`")?;
+        Ok(Self::Revocation(key, FleetRevocation { username: username.to_owned(), until }))
+    }
+}
+
+impl FleetState {
+    /// Takes an entry. The error says why it cannot be used.
+    pub(super) fn insert(&mut self, entry: Entry, unix_now: u64) -> Result<(), &'static str> {
+        match entry {
+            Entry::Secret(id, secret) => {
+                if self.secrets.len() >= MAX_SECRETS && !self.secrets.contains_key(&id) {
+                    return Err("exceeds the greatest number of secrets");
+                }
+                self.secrets.insert(id, secret);
+            }
+            Entry::Revocation(key, revocation) => {
+                if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
+                    self.revocations.retain(|_, revocation| revocation.until > unix_now);
+                }
+                if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
+                    return Err("exceeds the greatest number of revocations");
+                }
+                self.revocations.insert(key, revocation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the entry with a key of the bucket.
+    pub(super) fn remove(&mut self, key: &str) {
+        if let Some(id) = key.strip_prefix("secret.") {
+            self.secrets.remove(id);
+        }
+        if let Some(key) = key.strip_prefix("revoked.").and_then(Key::from_hex) {
+            self.revocations.remove(&key);
+        }
+    }
+
+    /// Returns what a node uses at a time.
+    pub(super) fn at(&self, unix_now: u64) -> FleetInUse {
+        let accepted = || self.secrets.values().filter(|secret| secret.until.is_none_or(|until| until > unix_now));
+        // One that will end is used only if there is no other.
+        let minting = accepted().filter(|secret| secret.from <= unix_now);
+        let minting = minting.max_by_key(|secret| (secret.until.is_none(), secret.from));
+        let rest = accepted().filter(|secret| Some(*secret) != minting);
+        let live = self.revocations.values().filter(|revocation| revocation.until > unix_now);
+        FleetInUse {
+            secrets: minting.into_iter().chain(rest).map(|secret| secret.secret.clone()).collect(),
+            mints: minting.is_some(),
+            revoked: live.map(|revocation| (revocation.username.clone(), revocation.until)).collect(),
+        }
+    }
+
+    /// Returns the next time at which [`at`](Self::at) returns something else.
+    pub(super) fn next_change(&self, unix_now: u64) -> Option<u64> {
+        let of_secrets = self.secrets.values().flat_map(|secret| [Some(secret.from), secret.until]).flatten();
+        let of_revocations = self.revocations.values().map(|revocation| revocation.until);
+        of_secrets.chain(of_revocations).filter(|at| *at > unix_now).min()
+    }
+
+    /// Returns the keys of the entries that have ended for a day, so that no node needs them any more.
+    pub(super) fn ended(&self, unix_now: u64) -> Vec<String> {
+        const DAY: u64 = 86_400;
+        let past = |until: u64| until.saturating_add(DAY) <= unix_now;
+        let secrets = self.secrets.iter().filter(|(_, secret)| secret.until.is_some_and(past));
+        let secrets = secrets.map(|(id, _)| secret_key(id));
+        let revocations = self.revocations.values().filter(|revocation| past(revocation.until));
+        secrets.chain(revocations.map(|revocation| revocation_key(&revocation.username))).collect()
+    }
+
+    /// Returns the state as text for a file: lines of a key and an entry.
+    pub(super) fn to_text(&self) -> String {
+        let secrets = self.secrets.iter().map(|(id, secret)| (secret_key(id), secret.to_json()));
+        let revocations = self.revocations.values();
+        let revocations = revocations.map(|revocation| (revocation_key(&revocation.username), revocation.to_json()));
+        secrets.chain(revocations).map(|(key, entry)| format!("{key} {entry}\n")).collect()
+    }
+
+    /// Reads what [`to_text`](Self::to_text) writes. Lines that cannot be used are left out.
+    pub(super) fn from_text(text: &str, unix_now: u64) -> Self {
+        let mut state = Self::default();
+        for line in text.lines() {
+            let entry = line.split_once(' ').and_then(|(key, value)| Entry::parse(key, value.as_bytes()).ok());
+            if let Some(entry) = entry {
+                let _ = state.insert(entry, unix_now);
+            }
+        }
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(text: &str, from: u64, until: Option<u64>) -> FleetSecret {
+        FleetSecret { secret: Secret::new(text).unwrap(), from, until }
+    }
+
+    fn state(secrets: &[(&str, FleetSecret)]) -> FleetState {
+        let mut state = FleetState::default();
+        for (id, secret) in secrets {
+            state.insert(Entry::Secret((*id).to_owned(), secret.clone()), 0).unwrap();
+        }
+        state
+    }
+
+    fn texts(in_use: &FleetInUse) -> Vec<String> {
+        in_use.secrets.iter().map(|secret| String::from_utf8_lossy(secret.as_bytes()).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_new_secret_is_accepted_at_once_and_used_for_credentials_from_its_time_on() {
+        let state = state(&[("a", secret("one", 100, Some(300))), ("b", secret("two", 200, None))]);
+        assert_eq!((texts(&state.at(50)), state.at(50).mints), (vec!["one".to_owned(), "two".to_owned()], false));
+        assert_eq!((texts(&state.at(150)), state.at(150).mints), (vec!["one".to_owned(), "two".to_owned()], true));
+        assert_eq!((texts(&state.at(200)), state.at(200).mints), (vec!["two".to_owned(), "one".to_owned()], true));
+        assert_eq!(texts(&state.at(300)), ["two"]);
+        assert_eq!([99, 100, 200, 300].map(|now| state.next_change(now)), [Some(100), Some(200), Some(300), None]);
+    }
+
+    #[test]
+    fn the_state_outlives_a_text() {
+        let mut state = state(&[("a", secret("one \"quoted\" ü", 100, None))]);
+        let revocation = FleetRevocation { username: "1767225600:ann b".to_owned(), until: 1_767_225_600 };
+        state.insert(Entry::Revocation(Key::of(&revocation.username), revocation), 0).unwrap();
+        assert_eq!(FleetState::from_text(&state.to_text(), 0), state);
+        assert_eq!(FleetState::from_text("junk\nsecret.a {}\n", 0), FleetState::default());
+    }
+
+    #[test]
+    fn a_wrong_entry_is_refused_without_its_content() {
+        let good = secret("s", 1, None).to_json();
+        assert!(Entry::parse("secret.a", good.as_bytes()).is_ok());
+        for (key, value, why) in [
+            ("secret.a.b", good.as_str(), "has a key that is no name of a secret"),
+            ("other.a", &good, "has an unknown key"),
+            ("secret.a", r#"{"v":2,"secret":"s","from":1}"#, "has another version"),
+            ("secret.a", r#"{"v":1,"from":1}"#, "has no secret"),
+            ("secret.a", r#"{"v":1,"secret":"s"}"#, "has no `from`"),
+            (
+                "revoked.00000000000000000000000000000000",
+                r#"{"v":1,"username":"a","until":1}"#,
+                "has the key of another username",
+            ),
+            ("secret.a", "x", "is not JSON"),
+        ] {
+            assert_eq!(Entry::parse(key, value.as_bytes()), Err(why), "{key} {value}");
+        }
+    }
+
+    #[test]
+    fn what_has_ended_a_day_ago_is_removed() {
+        let state = state(&[("a", secret("one", 0, Some(100))), ("b", secret("two", 0, None))]);
+        assert_eq!(state.ended(86_499), [""; 0]);
+        assert_eq!(state.ended(86_500), ["secret.a"]);
+    }
+
+    #[test]
+    fn revocations_of_the_fleet_join_those_of_the_node() {
+        let mut own = Revocations::default();
+        own.revoke("500:ann", 500, 0).unwrap();
+        let in_use = FleetInUse { revoked: vec![("600:bob".to_owned(), 600)], ..FleetInUse::default() };
+        let all = in_use.revocations(&own, 100);
+        assert!(all.covers("500:ann", 100) && all.covers("600:bob", 100) && !own.covers("600:bob", 100));
+    }
+}
