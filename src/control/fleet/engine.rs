@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
-use async_nats::jetstream::kv::{self, Store};
-use async_nats::jetstream::stream::StorageType;
-use async_nats::jetstream::{self, Context};
+use async_nats::jetstream::Context;
+use async_nats::jetstream::kv::Store;
+use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
 use async_nats::{Client, ConnectOptions, ServerAddr};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
@@ -54,20 +54,28 @@ impl Bucket {
         format!("{fleet}_{what}")
     }
 
-    fn config(self, fleet: &str, replicas: usize) -> kv::Config {
+    /// Returns the stream that is the bucket. The library would first ask for the account, and does not understand the
+    /// response of servers before 2.10.
+    fn config(self, fleet: &str, replicas: usize) -> stream::Config {
         let (storage, max_age) = match self {
             Self::Nodes => (StorageType::Memory, BEAT_AGE),
             Self::State => (StorageType::File, Duration::ZERO),
             Self::Leases => (StorageType::Memory, LEASE_AGE),
         };
-        kv::Config {
-            bucket: self.name(fleet),
-            history: 1,
-            max_age,
+        let bucket = self.name(fleet);
+        stream::Config {
+            name: format!("KV_{bucket}"),
+            subjects: vec![format!("$KV.{bucket}.>")],
+            max_messages_per_subject: 1,
             max_bytes: BUCKET_BYTES,
+            max_age,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            deny_delete: true,
+            allow_direct: true,
             storage,
             num_replicas: replicas,
-            ..kv::Config::default()
+            ..stream::Config::default()
         }
     }
 }
@@ -140,22 +148,12 @@ impl Engine {
         if let Ok(store) = self.jetstream.get_key_value(&name).await {
             return Ok(store);
         }
-        let create = |replicas| self.jetstream.create_key_value(bucket.config(&self.fleet, replicas));
-        let created = match self.replicas {
-            Some(replicas) => create(replicas.into()).await,
-            None => match create(3).await {
-                // A server that is not in a cluster keeps one copy.
-                Err(_) => create(1).await,
-                created => created,
-            },
-        };
-        match created {
-            Ok(store) => Ok(store),
-            // Another node may have created it meanwhile.
-            Err(error) => match self.jetstream.get_key_value(&name).await {
-                Ok(store) => Ok(store),
-                Err(_) => Err(format!("the bucket {name} can neither be opened nor created: {}", with_source(&error))),
-            },
+        let created = self.create(|replicas| bucket.config(&self.fleet, replicas)).await;
+        // Another node may have created it meanwhile.
+        match (self.jetstream.get_key_value(&name).await, created) {
+            (Ok(store), _) => Ok(store),
+            (Err(_), Err(error)) => Err(format!("the bucket {name} can neither be opened nor created: {error}")),
+            (Err(error), Ok(())) => Err(format!("the bucket {name} cannot be opened: {}", with_source(&error))),
         }
     }
 
@@ -165,28 +163,36 @@ impl Engine {
         if self.jetstream.get_stream(&name).await.is_ok() {
             return Ok(());
         }
-        let create = |replicas| {
-            self.jetstream.create_stream(jetstream::stream::Config {
-                name: name.clone(),
-                subjects: vec![format!("{}.events.>", self.fleet)],
-                storage: StorageType::File,
-                duplicate_window: DUPLICATE_WINDOW,
-                num_replicas: replicas,
-                ..jetstream::stream::Config::default()
-            })
+        let config = |replicas| stream::Config {
+            name: name.clone(),
+            subjects: vec![format!("{}.events.>", self.fleet)],
+            storage: StorageType::File,
+            duplicate_window: DUPLICATE_WINDOW,
+            num_replicas: replicas,
+            ..stream::Config::default()
         };
-        let created = match self.replicas {
-            Some(replicas) => create(replicas.into()).await,
-            None => match create(3).await {
-                Err(_) => create(1).await,
-                created => created,
-            },
-        };
-        match created {
-            Ok(_) => Ok(()),
+        match self.create(config).await {
+            Ok(()) => Ok(()),
+            // Another node may have created it meanwhile.
             Err(error) => match self.jetstream.get_stream(&name).await {
                 Ok(_) => Ok(()),
-                Err(_) => Err(format!("the stream {name} can neither be opened nor created: {}", with_source(&error))),
+                Err(_) => Err(format!("the stream {name} can neither be opened nor created: {error}")),
+            },
+        }
+    }
+
+    /// Creates a stream with the configured number of copies, or else with 3 if the engine can keep them.
+    async fn create(&self, config: impl Fn(usize) -> stream::Config) -> Result<(), String> {
+        let create = async |replicas| {
+            let created = self.jetstream.create_stream(config(replicas)).await;
+            created.map(drop).map_err(|error| with_source(&error))
+        };
+        match self.replicas {
+            Some(replicas) => create(replicas.into()).await,
+            None => match create(3).await {
+                // A server that is not in a cluster keeps one copy.
+                Err(_) => create(1).await,
+                created => created,
             },
         }
     }
