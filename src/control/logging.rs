@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::fmt;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer, format};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
@@ -71,7 +71,9 @@ pub fn start(log: &crate::config::Log) -> io::Result<Logging> {
     let colored = !layout.journal && is_colored(io::stderr().is_terminal(), no_color.as_deref());
     let lines = fmt::layer().log_internal_errors(false).with_writer(queued).with_ansi(colored);
     let lines = lines.fmt_fields(TextFields).event_format(Lines { layout: layout.clone() });
-    tracing_subscriber::registry().with(filter).with(lines).init();
+    // The server logs itself what happens to the connection to the engine of a fleet.
+    let own = filter_fn(|metadata| !metadata.target().starts_with("async_nats"));
+    tracing_subscriber::registry().with(filter).with(lines.with_filter(own)).init();
     let of_panics = layout.clone();
     std::panic::set_hook(Box::new(move |panic| report_panic(panic, &of_panics)));
     Ok(Logging { queue, level, layout })

@@ -3,6 +3,7 @@
 //! It adds nothing that `curl --unix-socket` could not do, except for the text.
 
 mod client;
+mod fleet;
 mod screen;
 mod test_page;
 mod text;
@@ -49,6 +50,14 @@ pub(crate) struct Arguments {
     /// Print the JSON of the server.
     #[arg(long, global = true)]
     json: bool,
+
+    /// Ask and steer all nodes of the fleet, through this server.
+    #[arg(long, global = true)]
+    fleet: bool,
+
+    /// With --fleet, only this node.
+    #[arg(long, value_name = "NAME", global = true, requires = "fleet")]
+    node: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -144,6 +153,40 @@ enum Command {
         #[arg(long, conflicts_with = "until")]
         end: bool,
     },
+    /// With --fleet: the secrets that all nodes have in common.
+    Secret {
+        #[command(subcommand)]
+        command: SecretCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum SecretCommand {
+    /// Let all nodes accept a further secret.
+    Add {
+        /// A name for it, of letters, digits, hyphens and underscores.
+        #[arg(long)]
+        id: String,
+        /// The file that contains it, or - for standard input.
+        #[arg(long, value_name = "PATH")]
+        file: PathBuf,
+        /// When nodes begin to make credentials with it, in seconds since
+        /// the Unix epoch. The default is now.
+        #[arg(long, value_name = "T", verbatim_doc_comment)]
+        from: Option<u64>,
+    },
+    /// Let no node accept a secret any more.
+    Retire {
+        /// Its name.
+        #[arg(long)]
+        id: String,
+        /// From this time on, in seconds since the Unix epoch. The default
+        /// is now.
+        #[arg(long, value_name = "T", verbatim_doc_comment)]
+        at: Option<u64>,
+    },
+    /// List the names and times of the secrets.
+    List,
 }
 
 #[derive(Debug, Args)]
@@ -247,7 +290,7 @@ pub(crate) fn run(arguments: &Arguments, config: Option<&Path>) -> Result<(), (S
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| (format!("cannot start: {error}"), ExitCode::FAILURE))?;
     let command = &arguments.command;
-    if matches!(command, Command::Top) && arguments.json {
+    if matches!(command, Command::Top) && arguments.json && !arguments.fleet {
         return Err(with_code(Failure::Usage("top has no JSON: use status and sessions".to_owned())));
     }
     let output = runtime.block_on(execute(arguments, &socket)).map_err(with_code)?;
@@ -279,8 +322,14 @@ fn socket(arguments: &Arguments, config: Option<&Path>) -> Result<PathBuf, Failu
 }
 
 async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure> {
+    if arguments.fleet {
+        return fleet::execute(arguments, socket).await;
+    }
     let connect = || Client::connect(socket);
     match &arguments.command {
+        Command::Secret { .. } => {
+            Err(Failure::Usage("secret needs --fleet: the secrets of one server are in its configuration".to_owned()))
+        }
         Command::Status { wait: true } => Ok(status(wait::until_ready(socket).await?)),
         Command::Status { wait: false } => Ok(status(connect().await?.get("/v1/status").await?)),
         Command::Health { ready } => {
