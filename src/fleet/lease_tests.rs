@@ -101,10 +101,18 @@ impl World {
         self.report(name);
     }
 
+    /// Reports the user's allocations. A slow node reports them once a second.
     fn report(&mut self, name: &str) {
+        if self.is_slow() {
+            return;
+        }
         let now = self.instant();
         let node = self.node(name);
         node.leases.count_changed(USER, node.used, now);
+    }
+
+    fn is_slow(&self) -> bool {
+        self.latency > 0.1
     }
 
     /// Lets `seconds` pass in steps of 50 ms.
@@ -126,9 +134,10 @@ impl World {
 
     fn step_of(&mut self, name: &str) {
         let (now, unix, seconds) = (self.instant(), self.unix(), self.now);
-        let (up, latency) = (self.up, self.latency);
+        let (up, latency, slow) = (self.up, self.latency, self.is_slow());
         // A node notices within two seconds that the engine is away or back.
-        let notices = self.rng.random_bool(if latency < 0.1 { 1.0 } else { 0.05 });
+        let notices = self.rng.random_bool(if slow { 0.05 } else { 1.0 });
+        let reports = slow && self.rng.random_bool(0.05);
         let delay = self.rng.random_range(0.5..1.0) * latency;
         let rng = &mut self.rng;
         let node = self.nodes.get_mut(name).unwrap();
@@ -136,6 +145,9 @@ impl World {
             node.connected = up;
             node.request = None;
             node.leases.engine(up, now, rng);
+        }
+        if reports {
+            node.leases.count_changed(USER, node.used, now);
         }
         node.leases.advance(now, unix);
         if up && node.request.as_ref().is_some_and(|(at, _)| *at <= seconds) {
@@ -159,6 +171,12 @@ impl World {
                 }
                 request => {
                     assert!(node.request.is_none(), "two requests for one key");
+                    if let Output::Write { record, .. } = &request
+                        && let Some(own) = record.holders.get(name)
+                    {
+                        // A share is lowered before a record says so.
+                        assert!(node.share.allocations <= own.granted && node.share.bytes <= own.bytes, "{request:?}");
+                    }
                     node.requests += 1;
                     node.request = Some((seconds + delay, request));
                 }
@@ -225,7 +243,15 @@ impl World {
         let names: Vec<String> = self.nodes.keys().cloned().collect();
         let name = &names[self.rng.random_range(0..names.len())];
         let used = self.node(name).used;
-        match self.rng.random_range(0..100) {
+        // A hostile user takes what it gets, and seldom gives anything back.
+        let action = self.rng.random_range(0..100);
+        match action {
+            50..78 if hostile => {
+                self.run(6.0);
+                for name in &names {
+                    self.allocate(name, 1000);
+                }
+            }
             0..50 => {
                 let count = if hostile { 1000 } else { self.rng.random_range(1..4) };
                 self.allocate(name, count);
@@ -449,7 +475,7 @@ proptest! {
             world.release(name, used);
         }
         // A node that started again has forgotten its entry, which ends with its lease.
-        world.run(60.0);
+        world.run(80.0);
         let others = world.record.1.iter().flat_map(|record| record.holders.values());
         prop_assert!(others.into_iter().all(|holder| holder.until + 5 < world.unix() + 180));
         prop_assert!(world.nodes.values().all(|node| node.leases.is_empty()));
