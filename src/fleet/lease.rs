@@ -47,9 +47,10 @@ const FIRST: u32 = 16;
 /// The first part of the bytes per second if allocations are not limited.
 const FIRST_BYTES: u32 = WHOLE / 2;
 
-/// The time between renewals if several nodes hold leases for the user, or one holds more than the first share.
+/// The time between renewals of a lease.
 pub const RENEWAL: Duration = Duration::from_secs(10);
-/// The time between renewals if one node holds the first share.
+/// The same for ordinary users: the node has no more than the first share, all grants fit into the limits, and no node
+/// lacks anything.
 pub const LONG_RENEWAL: Duration = Duration::from_secs(60);
 /// A lease lasts this many renewals.
 const RENEWALS: u32 = 3;
@@ -173,7 +174,8 @@ pub enum Output {
         /// The expected revision.
         revision: u64,
     },
-    /// Send a node the key, for its [`Leases::hinted`]. It may get lost: then the node learns of the new holder later.
+    /// Send a node the key, for its [`Leases::hinted`]: there is another holder, or one that lacks something. The message
+    /// may get lost; then the node learns of it at its next renewal.
     Hint {
         /// The node.
         node: Box<str>,
@@ -482,7 +484,8 @@ impl Leases {
             return;
         };
         let plan = self.plan(user, now, unix);
-        let is_holder = user.record.holders.contains_key(&self.node);
+        let own = user.record.holders.get(&self.node);
+        let (is_holder, was_short) = (own.is_some(), own.is_some_and(|own| own.short));
         if user.used == 0 {
             let lowest = Share { allocations: user.share.allocations.min(first.allocations), ..user.share };
             if !is_holder {
@@ -516,8 +519,8 @@ impl Leases {
             return;
         }
         let mut record = plan.others;
-        if !is_holder {
-            // A node with a long lease would otherwise learn of this one late.
+        if !is_holder || plan.holder.short && !was_short {
+            // A node with a long lease would otherwise learn of it late.
             let long = |holder: &Holder| holder.until > unix + (RENEWAL * RENEWALS).as_secs();
             let late = record.holders.iter().filter(|(_, holder)| long(holder));
             self.outputs.extend(late.map(|(node, _)| Output::Hint { node: node.clone(), key }));
@@ -559,9 +562,12 @@ impl Leases {
         }
         // Without a limit on allocations, the record has the counts for the bytes only.
         let taken = if self.limits.allocations == 0 { used } else { taken };
-        let renewal = renewal(&others, taken, first);
-        let until = unix + (renewal * RENEWALS).as_secs();
         let short = self.limits.allocations != 0 && taken < fair;
+        let fits = !short
+            && others.holders.values().all(|holder| !holder.short)
+            && (taken <= first.allocations && granted.saturating_add(taken) <= limit)
+            && (part == target && bytes.saturating_add(part) <= WHOLE);
+        let until = unix + (if fits { LONG_RENEWAL } else { RENEWAL } * RENEWALS).as_secs();
         let capped = taken < ample || ample >= limit;
         Plan { holder: Holder { granted: taken, used, bytes: part, until, short }, others, capped }
     }
@@ -640,11 +646,6 @@ impl Leases {
             self.outputs.push_back(Output::Forget { user: user.name });
         }
     }
-}
-
-/// Returns the time between renewals of a lease.
-fn renewal(others: &Record, granted: u32, first: Share) -> Duration {
-    if others.holders.is_empty() && granted <= first.allocations { LONG_RENEWAL } else { RENEWAL }
 }
 
 /// Returns a part of [`WHOLE`].
