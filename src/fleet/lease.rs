@@ -371,7 +371,9 @@ impl Leases {
         match std::mem::replace(&mut user.step, Step::Due) {
             Step::Writing(share, record) => {
                 let before = user.share;
-                (user.share, user.record, user.revision, user.leased) = (share, record, Some(revision), Some(now));
+                // Other holders change the record until the next renewal, which therefore begins with a read.
+                user.revision = (record.holders.len() == 1).then_some(revision);
+                (user.share, user.record, user.leased) = (share, record, Some(now));
                 if share != before {
                     self.outputs.push_back(Output::Share { key, user: user.name.clone(), share });
                 }
