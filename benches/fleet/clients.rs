@@ -4,10 +4,10 @@ use rand::RngExt as _;
 use rand::rngs::StdRng;
 
 /// Seconds of the day.
-pub const DAY: f64 = 86_400.0;
+pub(crate) const DAY: f64 = 86_400.0;
 
 /// A region: its part of all calls in percent, and its time zone in hours.
-pub const REGIONS: [(&str, u32, f64); 12] = [
+pub(crate) const REGIONS: [(&str, u32, f64); 12] = [
     ("eu-west", 18, 0.0),
     ("us-east", 17, -5.0),
     ("eu-central", 14, 1.0),
@@ -23,14 +23,14 @@ pub const REGIONS: [(&str, u32, f64); 12] = [
 ];
 
 /// Allocations of a call: at the first node, and one at the second.
-pub const ALLOCATIONS_PER_CALL: f64 = 1.5 + 1.0;
+pub(crate) const ALLOCATIONS_PER_CALL: f64 = 1.5 + 1.0;
 
 /// The mean length of a call in seconds: a lognormal distribution with a median of five minutes.
 const MEDIAN_SECONDS: f64 = 300.0;
 const SIGMA: f64 = 1.2;
 
 /// Returns how busy a region is at a time of the day in seconds, UTC, from 0.15 (night) to 1 (early afternoon).
-pub fn activity(seconds: f64, zone: f64) -> f64 {
+pub(crate) fn activity(seconds: f64, zone: f64) -> f64 {
     let hour = (seconds / 3600.0 + zone).rem_euclid(24.0);
     let day = ((hour - 6.0) / 17.0 * std::f64::consts::PI).sin().max(0.0);
     let day = if (6.0..23.0).contains(&hour) { day } else { 0.0 };
@@ -38,7 +38,7 @@ pub fn activity(seconds: f64, zone: f64) -> f64 {
 }
 
 /// Returns the mean of [`activity`] over a day.
-pub fn mean_activity() -> f64 {
+pub(crate) fn mean_activity() -> f64 {
     (0..1440).map(|minute| activity(f64::from(minute) * 60.0, 0.0)).sum::<f64>() / 1440.0
 }
 
@@ -49,17 +49,17 @@ fn normal(rng: &mut StdRng) -> f64 {
 }
 
 /// Returns the length of a call in seconds, at most six hours.
-pub fn duration(rng: &mut StdRng) -> f64 {
+pub(crate) fn duration(rng: &mut StdRng) -> f64 {
     (MEDIAN_SECONDS * (SIGMA * normal(rng)).exp()).clamp(2.0, 6.0 * 3600.0)
 }
 
-pub fn mean_duration() -> f64 {
+pub(crate) fn mean_duration() -> f64 {
     MEDIAN_SECONDS * (SIGMA * SIGMA / 2.0).exp()
 }
 
 /// Returns the bits per second of a call, both directions together: two of five are audio only, one of seven is a
 /// conference.
-pub fn bits_per_second(rng: &mut StdRng) -> f64 {
+pub(crate) fn bits_per_second(rng: &mut StdRng) -> f64 {
     match rng.random_range(0..100) {
         0..40 => 100_000.0,
         40..86 => (2_000_000.0 * (0.6 * normal(rng)).exp()).min(8e6),
@@ -68,12 +68,12 @@ pub fn bits_per_second(rng: &mut StdRng) -> f64 {
 }
 
 /// The mean of [`bits_per_second`], about.
-pub fn mean_bits() -> f64 {
+pub(crate) fn mean_bits() -> f64 {
     0.4 * 1e5 + 0.46 * 2e6 * (0.18_f64).exp() + 0.14 * 4e6 * (0.245_f64).exp()
 }
 
 /// Returns the number of allocations of a call at its first node.
-pub fn allocations(rng: &mut StdRng) -> u32 {
+pub(crate) fn allocations(rng: &mut StdRng) -> u32 {
     match rng.random_range(0..100) {
         0..65 => 1,
         65..90 => 2,

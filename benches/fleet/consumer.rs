@@ -7,32 +7,32 @@ use turnserver::fleet::sums::{Kind, Totals};
 
 /// An event in the outbox of a node.
 #[derive(Clone, Copy)]
-pub struct Event {
-    pub session: u32,
-    pub kind: Kind,
-    pub bytes: u64,
+pub(crate) struct Event {
+    pub(crate) session: u32,
+    pub(crate) kind: Kind,
+    pub(crate) bytes: u64,
 }
 
 /// How long an ended session is kept for late events: longer than an outage.
 const KEPT: u64 = 2 * 3600 * 1_000_000;
 
 #[derive(Default)]
-pub struct Consumer {
+pub(crate) struct Consumer {
     sums: Sums<u32>,
     ended: VecDeque<(u64, u32)>,
     /// Events that have arrived.
-    pub arrived: u64,
+    pub(crate) arrived: u64,
     /// Of these, events that changed nothing.
-    pub repeated: u64,
+    pub(crate) repeated: u64,
     /// Sessions whose end has arrived, and their bytes.
-    pub finished: u64,
-    pub bytes: u64,
+    pub(crate) finished: u64,
+    pub(crate) bytes: u64,
     /// Finished sessions without a `started` event.
-    pub without_start: u64,
+    pub(crate) without_start: u64,
 }
 
 impl Consumer {
-    pub fn apply(&mut self, event: Event, now: u64) {
+    pub(crate) fn apply(&mut self, event: Event, now: u64) {
         self.arrived += 1;
         let totals = Totals { bytes_to_peers: event.bytes, ..Totals::default() };
         let was_ended = self.sums.get(&event.session).is_some_and(|session| session.ended);
@@ -44,7 +44,7 @@ impl Consumer {
     }
 
     /// Bills the sessions that ended some time ago.
-    pub fn bill(&mut self, now: u64) {
+    pub(crate) fn bill(&mut self, now: u64) {
         while let Some((at, session)) = self.ended.front().copied()
             && at + KEPT <= now
         {
@@ -58,7 +58,7 @@ impl Consumer {
     }
 
     /// Returns how many of the sessions of dead nodes are known, and the bytes of theirs that are not.
-    pub fn of_dead_nodes(&self, truth: &HashMap<u32, u64>) -> (usize, u64) {
+    pub(crate) fn of_dead_nodes(&self, truth: &HashMap<u32, u64>) -> (usize, u64) {
         let known = truth.keys().filter(|session| self.sums.get(session).is_some()).count();
         let missing = truth
             .iter()
@@ -67,7 +67,7 @@ impl Consumer {
     }
 
     /// Returns the number of sessions that have not ended.
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.sums.len()
     }
 }

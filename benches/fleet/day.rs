@@ -20,7 +20,7 @@ use super::report::Balance;
 use super::{Arguments, Policy};
 
 /// The limit of a user's allocations over all nodes.
-pub const LIMIT: u32 = 32;
+pub(crate) const LIMIT: u32 = 32;
 /// The wall clock at the start of the day.
 const EPOCH: u64 = 1_800_000_000;
 const SECOND: u64 = 1_000_000;
@@ -96,16 +96,16 @@ struct Call {
 
 /// What a hostile user has at all nodes.
 #[derive(Clone, Copy, Default)]
-pub struct Hostile {
-    pub total: u32,
-    pub places: u32,
-    pub most: u32,
+pub(crate) struct Hostile {
+    pub(crate) total: u32,
+    pub(crate) places: u32,
+    pub(crate) most: u32,
     /// Whether it attacks during the outage.
-    pub in_outage: bool,
+    pub(crate) in_outage: bool,
 }
 
 /// A day and what it shows.
-pub struct Day {
+pub(crate) struct Day {
     full: bool,
     policy: Policy,
     now: u64,
@@ -113,10 +113,10 @@ pub struct Day {
     queued: u64,
     rng: StdRng,
     limits: Limits,
-    pub nodes: Vec<Node>,
+    pub(crate) nodes: Vec<Node>,
     names: HashMap<String, u16>,
     views: Vec<Nodes>,
-    pub engine: Engine,
+    pub(crate) engine: Engine,
     sessions: Vec<Option<Session>>,
     free_sessions: Vec<u32>,
     calls: Vec<Call>,
@@ -125,30 +125,30 @@ pub struct Day {
     /// Calls per second and region at the activity 1.
     rates: Vec<f64>,
     closing: bool,
-    pub consumer: Consumer,
-    pub balance: Balance,
-    pub hostile: Vec<Hostile>,
-    pub over_bound: u64,
+    pub(crate) consumer: Consumer,
+    pub(crate) balance: Balance,
+    pub(crate) hostile: Vec<Hostile>,
+    pub(crate) over_bound: u64,
     /// Sessions and their bytes.
-    pub started: u32,
-    pub ended: u64,
-    pub ended_bytes: u64,
+    pub(crate) started: u32,
+    pub(crate) ended: u64,
+    pub(crate) ended_bytes: u64,
     /// The sessions whose nodes died before their last events had been accepted, and their bytes.
-    pub dead: HashMap<u32, u64>,
-    pub sent_events: u64,
-    pub dropped_usage: u64,
-    pub longest_outbox: usize,
+    pub(crate) dead: HashMap<u32, u64>,
+    pub(crate) sent_events: u64,
+    pub(crate) dropped_usage: u64,
+    pub(crate) longest_outbox: usize,
     /// Clients without any node, and attempts at nodes that were not there.
-    pub unserved: u64,
-    pub failed_attempts: u64,
+    pub(crate) unserved: u64,
+    pub(crate) failed_attempts: u64,
     /// Allocations of ordinary clients that a share did not admit.
-    pub rejected: u64,
-    pub deaths: u32,
+    pub(crate) rejected: u64,
+    pub(crate) deaths: u32,
 }
 
 impl Day {
     /// Runs a day. Without `full`, there are no leases and no events.
-    pub fn run(arguments: &Arguments, policy: Policy, full: bool) -> Self {
+    pub(crate) fn run(arguments: &Arguments, policy: Policy, full: bool) -> Self {
         let mut day = Self::new(arguments, policy, full);
         day.plan(arguments);
         while day.now < DAY as u64 * SECOND {

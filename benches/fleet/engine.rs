@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use turnserver::fleet::{Key, Output, Record};
 
 /// What the engine says to a request.
-pub enum Response {
+pub(crate) enum Response {
     Found(Option<(u64, Record)>),
     Accepted(u64),
     Refused,
@@ -16,44 +16,44 @@ pub enum Response {
 
 /// The engine and its traffic.
 #[derive(Default)]
-pub struct Engine {
+pub(crate) struct Engine {
     /// Whether it can be reached.
-    pub up: bool,
+    pub(crate) up: bool,
     /// Until when an election delays everything, in microseconds.
-    pub stalled_until: u64,
+    pub(crate) stalled_until: u64,
     records: HashMap<Key, (u64, Record)>,
     revision: u64,
-    pub traffic: Traffic,
+    pub(crate) traffic: Traffic,
 }
 
 /// Messages and bytes between the engine and all nodes.
 #[derive(Clone, Copy, Default)]
-pub struct Traffic {
-    pub lease_requests: u64,
-    pub lease_conflicts: u64,
-    pub lease_bytes: u64,
-    pub hints: u64,
-    pub heartbeats: u64,
-    pub events: u64,
-    pub most_records: usize,
+pub(crate) struct Traffic {
+    pub(crate) lease_requests: u64,
+    pub(crate) lease_conflicts: u64,
+    pub(crate) lease_bytes: u64,
+    pub(crate) hints: u64,
+    pub(crate) heartbeats: u64,
+    pub(crate) events: u64,
+    pub(crate) most_records: usize,
 }
 
 /// The length of the headers and the subject of a message, about.
-pub const HEADER: u64 = 90;
+pub(crate) const HEADER: u64 = 90;
 /// The length of the JSON of an event, about.
-pub const EVENT: u64 = 400;
+pub(crate) const EVENT: u64 = 400;
 
 impl Engine {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { up: true, ..Self::default() }
     }
 
     /// Returns the time of a request and its response in microseconds: 2 to 12 ms, and one in a hundred up to 100 ms.
-    pub fn latency(rng: &mut StdRng) -> u64 {
+    pub(crate) fn latency(rng: &mut StdRng) -> u64 {
         if rng.random_bool(0.01) { rng.random_range(12_000..100_000) } else { rng.random_range(2000..12_000) }
     }
 
-    pub fn handle(&mut self, request: &Output) -> Response {
+    pub(crate) fn handle(&mut self, request: &Output) -> Response {
         self.traffic.lease_requests += 1;
         // The length of every 16th record is measured.
         let measured = self.traffic.lease_requests.is_multiple_of(16);
@@ -93,7 +93,7 @@ impl Engine {
     }
 
     /// The records expire during an outage.
-    pub fn lose_records(&mut self) {
+    pub(crate) fn lose_records(&mut self) {
         self.records.clear();
     }
 }

@@ -10,10 +10,10 @@ use super::consumer::Event;
 /// The relay ports of a node.
 const PORTS: u32 = 16_384;
 /// An outbox has room for this many events. Then `usage` events are dropped, which the next ones make up.
-pub const OUTBOX: usize = 200_000;
+pub(crate) const OUTBOX: usize = 200_000;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     Up,
     Draining,
     Down,
@@ -21,38 +21,38 @@ pub enum State {
 
 /// What a user has at a node.
 #[derive(Clone, Copy, Default)]
-pub struct Account {
-    pub used: u32,
+pub(crate) struct Account {
+    pub(crate) used: u32,
     /// The share that the leases gave; `None` is the first share.
-    pub share: Option<u32>,
+    pub(crate) share: Option<u32>,
 }
 
-pub struct Node {
-    pub name: String,
-    pub region: usize,
-    pub weight: u32,
-    pub state: State,
-    pub up_since: u64,
-    pub boot: u64,
-    pub sequence: u64,
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) region: usize,
+    pub(crate) weight: u32,
+    pub(crate) state: State,
+    pub(crate) up_since: u64,
+    pub(crate) boot: u64,
+    pub(crate) sequence: u64,
     /// Indexes of its sessions.
-    pub sessions: Vec<u32>,
-    pub bits: f64,
-    pub users: HashMap<u32, Account>,
-    pub leases: Leases,
+    pub(crate) sessions: Vec<u32>,
+    pub(crate) bits: f64,
+    pub(crate) users: HashMap<u32, Account>,
+    pub(crate) leases: Leases,
     /// Grows when the connection to the engine is lost, so that late responses are recognized.
-    pub connection: u32,
-    pub connected: bool,
+    pub(crate) connection: u32,
+    pub(crate) connected: bool,
     /// When the leases are woken next.
-    pub wake: u64,
-    pub outbox: VecDeque<Event>,
+    pub(crate) wake: u64,
+    pub(crate) outbox: VecDeque<Event>,
     /// How many events of the outbox are on the way.
-    pub in_flight: usize,
-    pub batch: u32,
+    pub(crate) in_flight: usize,
+    pub(crate) batch: u32,
 }
 
 impl Node {
-    pub fn new(name: String, region: usize, weight: u32, limits: Limits) -> Self {
+    pub(crate) fn new(name: String, region: usize, weight: u32, limits: Limits) -> Self {
         let leases = Leases::new(&name, limits);
         Self {
             name,
@@ -75,12 +75,12 @@ impl Node {
         }
     }
 
-    pub fn load(&self) -> f64 {
+    pub(crate) fn load(&self) -> f64 {
         self.bits / (f64::from(self.weight) * 10_000_000.0)
     }
 
     /// Returns a heartbeat, without what the simulation does not need.
-    pub fn beat(&mut self, region: &str) -> Heartbeat {
+    pub(crate) fn beat(&mut self, region: &str) -> Heartbeat {
         self.sequence += 1;
         let allocations = self.sessions.len() as u32;
         Heartbeat {

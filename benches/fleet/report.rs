@@ -12,7 +12,7 @@ use super::engine::{EVENT, HEADER};
 
 /// How even the loads of the nodes of a region were, minute by minute.
 #[derive(Default)]
-pub struct Balance {
+pub(crate) struct Balance {
     usual: Ratios,
     /// During the outage, when the loads are unknown.
     outage: Ratios,
@@ -29,11 +29,11 @@ struct Ratios {
 
 impl Balance {
     /// The heading of [`line`](Self::line).
-    pub const HEADING: &str = "choice      | max/mean: mean, p99 over time | p99/mean | node minutes above 90 % load, % | \
+    pub(crate) const HEADING: &str = "choice      | max/mean: mean, p99 over time | p99/mean | node minutes above 90 % load, % | \
                                in the outage: max/mean, above 90 %";
 
     /// Takes the loads of the nodes of a region. A quiet region is not interesting.
-    pub fn sample(&mut self, mut loads: Vec<f64>, outage: bool) {
+    pub(crate) fn sample(&mut self, mut loads: Vec<f64>, outage: bool) {
         let ratios = if outage { &mut self.outage } else { &mut self.usual };
         let mean = loads.iter().sum::<f64>() / loads.len().max(1) as f64;
         if loads.len() < 2 || mean < 0.2 {
@@ -47,7 +47,7 @@ impl Balance {
         ratios.p99.push((loads[at.clamp(1, loads.len()) - 1] / mean) as f32);
     }
 
-    pub fn line(&mut self, policy: Policy) -> String {
+    pub(crate) fn line(&mut self, policy: Policy) -> String {
         let name = format!("{policy:?}");
         let mean = |list: &[f32]| list.iter().sum::<f32>() / list.len().max(1) as f32;
         let hot = |ratios: &Ratios| 100.0 * ratios.hot as f64 / ratios.minutes.max(1) as f64;
@@ -63,7 +63,7 @@ impl Balance {
 }
 
 /// Prints the rest, and returns whether all is as promised.
-pub fn full(day: &Day) -> bool {
+pub(crate) fn full(day: &Day) -> bool {
     let nodes = day.nodes.len() as u64;
     let first = turnserver::fleet::lease::Limits { allocations: LIMIT, nodes: nodes as u32 }.first().allocations;
     let mut problems = Vec::new();
@@ -163,7 +163,7 @@ fn beat(number: u16) -> Heartbeat {
 }
 
 /// Returns the resident memory of a view in bytes for each node, measured over some views.
-pub fn memory_of_view(nodes: u16) -> u64 {
+pub(crate) fn memory_of_view(nodes: u16) -> u64 {
     let views = (20_000 / u64::from(nodes)).max(1);
     let resident = || {
         let text = fs::read_to_string("/proc/self/statm").unwrap();

@@ -80,7 +80,7 @@ impl World {
     }
 
     fn unix(&self) -> u64 {
-        EPOCH + self.now as u64
+        EPOCH + Duration::from_secs_f64(self.now).as_secs()
     }
 
     fn node(&mut self, name: &str) -> &mut Node {

@@ -518,9 +518,9 @@ pub(super) mod tests {
             assert_eq!(nodes.heard(beat(&format!("n{number}"), 1), at(0.0)), Heard::Joined);
         }
         assert_eq!(nodes.heard(beat("more", 1), at(0.0)), Heard::Full);
-        for second in [2.0, 4.0, 6.0, 8.0] {
-            nodes.heard(beat("n7", second as u64), at(second));
-            nodes.own_beat_observed(at(second));
+        for second in [2, 4, 6, 8_u32] {
+            nodes.heard(beat("n7", second.into()), at(second.into()));
+            nodes.own_beat_observed(at(second.into()));
         }
         assert_eq!(nodes.heard(beat("more", 2), at(9.0)), Heard::Joined);
         assert_eq!(names(&nodes, 9.0), ["more", "n7"]);
