@@ -76,6 +76,7 @@ fn main() -> ExitCode {
     let mut sound = true;
     println!("{} nodes, {} sessions, {} minters", arguments.nodes, arguments.sessions, arguments.minters);
     println!("view of {} nodes: {} bytes for each", arguments.nodes, report::memory_of_view(arguments.nodes));
+    println!("{}", report::prefixes(200_000));
     println!("\n{}", report::Balance::HEADING);
     for policy in [Policy::Fleet, Policy::Random, Policy::LeastLoaded] {
         let full = policy == Policy::Fleet && !arguments.choices;

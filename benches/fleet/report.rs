@@ -1,9 +1,11 @@
 //! What a day has shown.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use turnserver::fleet::{Heartbeat, Load, Nodes};
+use turnserver::clock::Clock;
+use turnserver::fleet::{Heartbeat, Load, Nodes, Prefixes};
 use turnserver::turn::Instant;
 
 use super::Policy;
@@ -136,6 +138,28 @@ pub(crate) fn full(day: &Day) -> bool {
     );
     problems.iter().for_each(|problem| println!("FAILED: {problem}"));
     problems.is_empty()
+}
+
+/// Returns what a table of client prefixes costs.
+pub(crate) fn prefixes(count: u32) -> String {
+    let spread = |number: u32| number.wrapping_mul(0x9e37_79b1);
+    let line = |number: u32| {
+        let address = Ipv4Addr::from_bits(spread(number) & 0xffff_ff00);
+        format!("{address}/24 region-{}\n", number % 12)
+    };
+    let lines: std::collections::BTreeMap<u32, String> =
+        (0..count).map(|number| (spread(number) >> 8, line(number))).collect();
+    let clock = Clock::start();
+    let table = Prefixes::parse(&lines.into_values().collect::<String>()).unwrap();
+    let parsed = clock.elapsed();
+    let clock = Clock::start();
+    let found = (0..1_000_000).filter(|number| table.region(Ipv4Addr::from_bits(spread(*number)).into()).is_some());
+    let found = found.count();
+    let lookup = clock.elapsed().as_nanos() / 1_000_000;
+    let (kilobytes, parsed) = (table.memory() / 1000, parsed.as_millis());
+    format!(
+        "{count} prefixes: {kilobytes} kB, parsed in {parsed} ms, {lookup} ns for a lookup ({found} of 1000000 found)"
+    )
 }
 
 /// A heartbeat as a real node makes it.
