@@ -101,6 +101,7 @@ impl Node {
             version: String::new(),
             addresses: Vec::new(),
             tls_addresses: Vec::new(),
+            state: 0,
         }
     }
 }

@@ -183,6 +183,7 @@ fn beat(number: u16) -> Heartbeat {
         version: "0.1.0".to_owned(),
         addresses: vec!["198.51.100.7:3478".parse().unwrap(), "[2001:db8::7]:3478".parse().unwrap()],
         tls_addresses: vec!["198.51.100.7:5349".parse().unwrap(), "[2001:db8::7]:5349".parse().unwrap()],
+        state: 12,
     }
 }
 
