@@ -71,9 +71,28 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// If the file system fails. Then the old content stays.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, content, |file, new| {
+        file.sync_all()?;
+        rename(new, path)
+    })
+}
+
+/// Replaces a file as a whole: after a crash of the process it has the old or the new content, after one of the machine it
+/// may have none.
+///
+/// # Errors
+/// If the file system fails. Then the old content stays.
+pub(super) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_with(path, content, |_, new| fs::rename(new, path))
+}
+
+fn replace_with(path: &Path, content: &[u8], end: impl FnOnce(&File, &Path) -> io::Result<()>) -> io::Result<()> {
     let new = temporary(path);
-    let written = create(&new).and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()));
-    written.and_then(|()| rename(&new, path)).inspect_err(|_| drop(fs::remove_file(&new)))
+    let replaced = create(&new).and_then(|mut file| {
+        file.write_all(content)?;
+        end(&file, &new)
+    });
+    replaced.inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
 /// Renames a file in its directory, so that the new name outlives a crash.

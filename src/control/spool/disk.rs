@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{self, Found, HEADER, MAX_RECORD};
 use super::{Batch, Damage, PushError};
-use crate::control::state_directory::{self, Lock, Unusable, create, replace};
+use crate::control::state_directory::{self, Lock, Unusable, create, replace_soon};
 use crate::file;
 
 /// The bytes of a segment, after which the next one begins.
@@ -34,6 +34,8 @@ pub(in crate::control) struct Disk {
     next: u64,
     /// Whether a segment was created since the last synchronization.
     has_new_name: bool,
+    /// Whether the note was replaced since then.
+    has_new_note: bool,
     is_synced: bool,
     damage: Damage,
     _lock: Lock,
@@ -100,6 +102,7 @@ impl Disk {
             front: 0,
             next: 0,
             has_new_name: false,
+            has_new_note: false,
             is_synced: true,
             damage: Damage::default(),
             _lock: lock,
@@ -183,6 +186,10 @@ impl Disk {
             tail.sync_data()?;
             self.is_synced = true;
         }
+        if self.has_new_note {
+            File::open(self.note_path())?.sync_all()?;
+            (self.has_new_note, self.has_new_name) = (false, true);
+        }
         if self.has_new_name {
             state_directory::sync_directory(&self.directory)?;
             self.has_new_name = false;
@@ -226,7 +233,8 @@ impl Disk {
         self.front = front;
         let text = front.to_string();
         let position = format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()));
-        let written = replace(&self.position_path(), position.as_bytes());
+        // If the machine loses it, records are repeated.
+        let written = replace_soon(&self.position_path(), position.as_bytes());
         // A full disk gets room by this.
         self.remove_acknowledged();
         written
@@ -257,12 +265,22 @@ impl Disk {
         self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
+    pub(super) fn front(&self) -> u64 {
+        self.front
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.next
+    }
+
     pub(super) fn damage(&self) -> Damage {
         self.damage
     }
 
-    pub(super) fn keep_note(&self, note: &[u8]) -> io::Result<()> {
-        replace(&self.note_path(), note)
+    pub(super) fn keep_note(&mut self, note: &[u8]) -> io::Result<()> {
+        replace_soon(&self.note_path(), note)?;
+        self.has_new_note = true;
+        Ok(())
     }
 
     pub(super) fn note(&self) -> io::Result<Option<Vec<u8>>> {

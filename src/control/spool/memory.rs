@@ -56,6 +56,14 @@ impl Memory {
         self.records.len() as u64
     }
 
+    pub(super) fn front(&self) -> u64 {
+        self.front
+    }
+
+    pub(super) fn end(&self) -> u64 {
+        self.front + self.records()
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -130,7 +130,7 @@ impl Spool {
         }
     }
 
-    /// Keeps a text beside the queue. It replaces the former one as a whole.
+    /// Keeps a text beside the queue. It replaces the former one as a whole, and outlives crashes as records do.
     ///
     /// # Errors
     /// If the file system fails. Then the former one stays.
@@ -157,6 +157,22 @@ impl Spool {
         match self {
             Self::Disk(disk) => disk.records(),
             Self::Memory(memory) => memory.records(),
+        }
+    }
+
+    /// Returns the number of the first record. Each further one has a greater number.
+    pub(super) fn front(&self) -> u64 {
+        match self {
+            Self::Disk(disk) => disk.front(),
+            Self::Memory(memory) => memory.front(),
+        }
+    }
+
+    /// Returns the number of the record that is added next.
+    pub(super) fn end(&self) -> u64 {
+        match self {
+            Self::Disk(disk) => disk.end(),
+            Self::Memory(memory) => memory.end(),
         }
     }
 
