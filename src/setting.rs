@@ -18,6 +18,7 @@ settings! {
     HOSTNAME = "hostname";
     WORKERS = "workers";
     DRAIN_DEADLINE = "drain-deadline";
+    STATE_DIRECTORY = "state-directory";
     LISTEN_PROXIES = "listen.proxies";
     TLS_CERTIFICATE = "tls.certificate";
     TLS_PRIVATE_KEY = "tls.private-key";
@@ -63,6 +64,10 @@ settings! {
     FLEET_PASSWORD_FILE = "fleet.password-file";
     FLEET_CA_FILE = "fleet.ca-file";
     FLEET_REGIONS_FILE = "fleet.regions-file";
+    WEBHOOK_URL = "webhook.url";
+    WEBHOOK_SECRET_FILE = "webhook.secret-file";
+    WEBHOOK_CA_FILE = "webhook.ca-file";
+    WEBHOOK_SPOOL = "webhook.spool";
 }
 
 /// The limit of open files, which is a setting of the systemd unit.

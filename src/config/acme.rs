@@ -1,6 +1,5 @@
 //! `[tls.acme]`: the certificate that the server orders and renews (RFC 8555).
 
-use std::env;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -224,8 +223,8 @@ pub(super) fn warn_of_other_names(
     }
 }
 
-/// Reads `[tls.acme]`.
-pub(super) fn acme(tls: &Section<'_>, report: &mut Report<'_>) -> Option<Acme> {
+/// Reads `[tls.acme]`. `state` is the directory of the server's state.
+pub(super) fn acme(tls: &Section<'_>, state: Option<&Path>, report: &mut Report<'_>) -> Option<Acme> {
     let header = tls.span("acme");
     let section = tls.section("acme", &schema::ACME, report)?;
     let errors = report.errors.len();
@@ -235,23 +234,15 @@ pub(super) fn acme(tls: &Section<'_>, report: &mut Report<'_>) -> Option<Acme> {
         domains,
         contact: contact(&section, report),
         directory: directory(&section, report),
-        directory_ca: path(&section, "directory-ca-file", report),
+        directory_ca: paths::of_key(&section, "directory-ca-file", report),
         profile: profile(&section, report),
         external_account: external_account(&section, report),
         challenge: challenge(&section, report),
-        state_directory: path(&section, "state-directory", report)
-            .unwrap_or_else(|| state_directory(env::var_os("STATE_DIRECTORY").as_deref())),
+        state_directory: paths::of_key(&section, "state-directory", report)
+            .or_else(|| state.map(Path::to_owned))
+            .unwrap_or_else(|| PathBuf::from(STATE_DIRECTORY)),
     };
     (report.errors.len() == errors).then_some(acme)
-}
-
-/// Returns the directory that systemd has created; there may be several, separated by colons.
-fn state_directory(variable: Option<&std::ffi::OsStr>) -> PathBuf {
-    let first = variable.and_then(|list| list.to_str()).and_then(|list| list.split(':').next());
-    match first.map(Path::new) {
-        Some(path) if path.is_absolute() => path.to_owned(),
-        _ => PathBuf::from(STATE_DIRECTORY),
-    }
 }
 
 fn domains(section: &Section<'_>, header: &Range<usize>, report: &mut Report<'_>) -> Vec<String> {
@@ -353,17 +344,6 @@ fn profile(section: &Section<'_>, report: &mut Report<'_>) -> Option<String> {
     None
 }
 
-fn path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
-    let path = section.string(key, report)?;
-    let (span, text) = (path.span(), *path.get_ref());
-    if text.is_empty() {
-        report.error(&span, format!("{} is empty: set a path, or omit it", section.name(key)));
-        return None;
-    }
-    let resolved = paths::resolve(&report.directory, text);
-    resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
-}
-
 fn challenge(section: &Section<'_>, report: &mut Report<'_>) -> AcmeChallenge {
     let Some(text) = section.string("challenge", report) else { return AcmeChallenge::default() };
     let (span, text) = (text.span(), *text.get_ref());
@@ -381,7 +361,7 @@ fn challenge(section: &Section<'_>, report: &mut Report<'_>) -> AcmeChallenge {
 
 fn external_account(section: &Section<'_>, report: &mut Report<'_>) -> Option<ExternalAccount> {
     let id = section.string("eab-key-id", report);
-    let file = path(section, "eab-key-file", report);
+    let file = paths::of_key(section, "eab-key-file", report);
     match (id, file) {
         (Some(id), Some(file)) => {
             let span = section.span("eab-key-file");
@@ -433,16 +413,6 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::transport::Transport;
-
-    #[test]
-    fn the_state_directory_is_that_of_systemd_or_the_usual_one() {
-        let of = |variable: &str| state_directory(Some(variable.as_ref()));
-        assert_eq!(of("/var/lib/a:/var/lib/b"), Path::new("/var/lib/a"));
-        for other in ["", "relative", ":/x"] {
-            assert_eq!(of(other), Path::new(STATE_DIRECTORY), "{other}");
-        }
-        assert_eq!(state_directory(None), Path::new(STATE_DIRECTORY));
-    }
 
     #[test]
     fn the_challenge_is_one_that_the_listeners_can_respond_to_and_only_at_its_own_port_if_there_is_one() {

@@ -21,7 +21,8 @@ pub struct Change {
 }
 
 /// The keys that a running server does not change.
-const RESTART: [&str; 5] = ["workers", "offload.mode", "offload.interfaces", "offload.channels", "control.socket"];
+const RESTART: [&str; 6] =
+    ["workers", "state-directory", "offload.mode", "offload.interfaces", "offload.channels", "control.socket"];
 
 impl Config {
     /// Returns the keys whose effective values differ in a new configuration, in the order of the file. A default that is
@@ -52,6 +53,7 @@ impl Config {
     /// Keeps the values of the running configuration that need a restart.
     pub fn keep_until_restart(&mut self, running: &Self) {
         self.workers = running.workers;
+        self.state_directory = running.state_directory.clone();
         self.offload = running.offload.clone();
         self.control = running.control.clone();
     }
@@ -116,6 +118,23 @@ impl<'c> Comparison<'c> {
         self.http();
         self.fronts();
         self.fleet();
+        self.webhook();
+    }
+
+    fn webhook(&mut self) {
+        let mut shown = |key, value: fn(&super::Webhook) -> String| {
+            self.shown(key, |config| config.webhook.as_ref().map_or_else(not_set, value));
+        };
+        shown("webhook.events", |webhook| list(webhook.events.iter().map(|event| event.as_str())));
+        shown("webhook.batch", |webhook| webhook.batch.to_string());
+        shown("webhook.interval", |webhook| format_duration(webhook.interval));
+        shown("webhook.spool", |webhook| webhook.spool.to_string());
+        shown("webhook.timeout", |webhook| format_duration(webhook.timeout));
+        shown("webhook.ca-file", |webhook| webhook.ca.as_ref().map_or_else(not_set, |ca| ca.display().to_string()));
+        shown("webhook.allow-http", |webhook| webhook.allow_http.to_string());
+        // It may contain a token.
+        self.hidden("webhook.url", |config| config.webhook.as_ref().map(|webhook| &webhook.url));
+        self.hidden("webhook.secret-file", |config| config.webhook.as_ref().map(|webhook| &webhook.secrets));
     }
 
     /// Compares the keys of `[tls.acme]`.
@@ -148,6 +167,9 @@ impl<'c> Comparison<'c> {
             workers => workers.to_string(),
         });
         self.shown("drain-deadline", |config| format_duration(config.drain_deadline));
+        self.shown("state-directory", |config| {
+            config.state_directory.as_ref().map_or_else(not_set, |path| path.display().to_string())
+        });
         for (key, transport) in [
             ("listen.udp", crate::transport::Transport::Udp),
             ("listen.tcp", crate::transport::Transport::Tcp),

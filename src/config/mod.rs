@@ -47,6 +47,7 @@ mod syntax;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod webhook;
 
 pub use acme::{Acme, AcmeChallenge, ExternalAccount};
 pub use changes::Change;
@@ -55,6 +56,7 @@ pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use offload::{Offload, OffloadInterfaces, OffloadMode};
 pub use problem::{ConfigErrors, Problem};
 pub use summary::Summary;
+pub use webhook::{Webhook, WebhookEvent};
 
 pub(crate) use addresses::network;
 pub(crate) use credentials::read_failure;
@@ -113,6 +115,10 @@ pub struct Config {
     pub fronts: Vec<Front>,
     /// The engine that connects this server with others.
     pub fleet: Option<Fleet>,
+    /// Where the events of allocations are sent.
+    pub webhook: Option<Webhook>,
+    /// The directory of what the server keeps over restarts: `state-directory`, or the one that systemd has created.
+    pub state_directory: Option<PathBuf>,
     /// The files that the configuration names, except systemd credentials: the key and the path.
     pub files: Vec<(&'static str, PathBuf)>,
     /// The warnings, in the order in which they were found.
@@ -675,6 +681,8 @@ impl Default for Config {
             http: Http::default(),
             fronts: Vec::new(),
             fleet: None,
+            webhook: None,
+            state_directory: None,
             files: Vec::new(),
             warnings: Vec::new(),
         }
@@ -825,9 +833,12 @@ impl Config {
         let fronts = front::fronts(&top, &listen, &http, hostname.as_deref(), report);
         // What is wrong with a front has been reported.
         let other_tls = http.tls || top.value("front").is_some();
-        let tls = tls::tls(&top, &listen, other_tls, report);
+        let state_directory = paths::state_directory(&top, report);
+        let tls = tls::tls(&top, &listen, other_tls, state_directory.as_deref(), report);
         acme::warn_of_unreachable(&top, tls.as_ref(), &listen, &http, &fronts, report);
         acme::warn_of_other_names(&top, tls.as_ref(), hostname.as_deref(), &fronts, report);
+        let webhook = webhook::webhook(&top, report);
+        webhook::warn_without_state(&top, webhook.as_ref(), state_directory.as_deref(), report);
         Self {
             realm: general::realm(&top, report),
             hostname,
@@ -850,6 +861,8 @@ impl Config {
             http,
             fronts,
             fleet: fleet::fleet(&top, report),
+            webhook,
+            state_directory,
             files: paths::files(document, &report.directory),
             warnings: Vec::new(),
         }

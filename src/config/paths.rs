@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+use super::problem::Report;
+use super::reader::Section;
 use crate::setting;
 
 /// The prefix of a path to a file from systemd's `LoadCredential=` or `ImportCredential=`.
@@ -21,6 +23,29 @@ pub(super) fn resolve(directory: &Path, name: &str) -> Result<PathBuf, String> {
     resolve_in(env::var_os("CREDENTIALS_DIRECTORY").as_deref(), directory, name)
 }
 
+/// Reads a key with a path.
+pub(super) fn of_key(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = section.string(key, report)?;
+    let (span, text) = (path.span(), *path.get_ref());
+    if text.is_empty() {
+        report.error(&span, format!("{} is empty: set a path, or omit it", section.name(key)));
+        return None;
+    }
+    let resolved = resolve(&report.directory, text);
+    resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
+}
+
+/// Reads the directory of the server's state: that of the file, or that of systemd.
+pub(super) fn state_directory(top: &Section<'_>, report: &mut Report<'_>) -> Option<PathBuf> {
+    of_key(top, "state-directory", report).or_else(|| service_directory(env::var_os("STATE_DIRECTORY").as_deref()))
+}
+
+/// Returns the directory that systemd has created; there may be several, separated by colons.
+fn service_directory(variable: Option<&OsStr>) -> Option<PathBuf> {
+    let first = variable?.to_str()?.split(':').next()?;
+    Some(Path::new(first)).filter(|path| path.is_absolute()).map(Path::to_owned)
+}
+
 /// Returns the files that a configuration names, except systemd credentials: the key and the path.
 pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static str, PathBuf)> {
     let keys = [
@@ -32,6 +57,8 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         (setting::FLEET_PASSWORD_FILE, "fleet", "password-file"),
         (setting::FLEET_CA_FILE, "fleet", "ca-file"),
         (setting::FLEET_REGIONS_FILE, "fleet", "regions-file"),
+        (setting::WEBHOOK_SECRET_FILE, "webhook", "secret-file"),
+        (setting::WEBHOOK_CA_FILE, "webhook", "ca-file"),
     ];
     let further = document.get("tls").and_then(|tls| tls.get_ref().get("certificates")?.get_ref().as_array());
     let further = further.into_iter().flat_map(|tables| tables.iter()).flat_map(|table| {
@@ -94,6 +121,16 @@ mod tests {
         assert_eq!(resolved(Some("/run/credentials/x"), "secrets").unwrap(), Path::new("/etc/turnserver/secrets"));
         assert_eq!(resolved(None, "/srv/secrets").unwrap(), Path::new("/srv/secrets"));
         assert_eq!(resolve_in(None, Path::new(""), "secrets").unwrap(), Path::new("secrets"));
+    }
+
+    #[test]
+    fn the_state_directory_of_systemd_is_the_first_one() {
+        let of = |variable: &str| service_directory(Some(OsStr::new(variable)));
+        assert_eq!(of("/var/lib/a:/var/lib/b").as_deref(), Some(Path::new("/var/lib/a")));
+        for other in ["", "relative", ":/x"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        assert_eq!(service_directory(None), None);
     }
 
     #[test]

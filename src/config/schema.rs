@@ -26,6 +26,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "node",
         "workers",
         "drain-deadline",
+        "state-directory",
         "listen",
         "tls",
         "relay",
@@ -41,6 +42,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "http",
         "front",
         "fleet",
+        "webhook",
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
@@ -127,6 +129,11 @@ pub(super) const FLEET: TableKeys = TableKeys {
     ],
 };
 
+pub(super) const WEBHOOK: TableKeys = TableKeys {
+    path: "webhook",
+    keys: &["url", "secret-file", "events", "batch", "interval", "spool", "timeout", "ca-file", "allow-http"],
+};
+
 pub(super) const ALL: &[&TableKeys] = &[
     &TOP,
     &LISTEN,
@@ -148,6 +155,7 @@ pub(super) const ALL: &[&TableKeys] = &[
     &HTTP_KEY,
     &FRONT,
     &FLEET,
+    &WEBHOOK,
 ];
 
 #[cfg(test)]

@@ -46,6 +46,8 @@ impl fmt::Display for Summary<'_> {
             http,
             fronts,
             fleet,
+            webhook,
+            state_directory,
             files: _,
             warnings: _,
         } = self.0;
@@ -306,6 +308,12 @@ impl fmt::Display for Summary<'_> {
             if fleet.limits == FleetLimits::Fleet {
                 f.write_str("; limits per user apply to all nodes together")?;
             }
+        }
+        if let Some(webhook) = webhook {
+            let events: Vec<&str> = webhook.events.iter().map(|event| event.as_str()).collect();
+            write!(f, "\nwebhook  {} to {}", events.join(", "), webhook.origin())?;
+            let place = state_directory.as_ref().map_or("memory".to_owned(), |path| path.display().to_string());
+            write!(f, "\n         at most {} bytes wait for it in {place}", webhook.spool)?;
         }
         Ok(())
     }

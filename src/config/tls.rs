@@ -2,15 +2,21 @@
 //! starts.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::problem::{Report, quoted};
 use super::reader::Section;
 use super::{CertificateFiles, Tls, acme, paths, schema};
 use crate::transport::Endpoint;
 
-/// `other`: HTTP listeners or fronts use the certificates.
-pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &mut Report<'_>) -> Option<Tls> {
+/// `other`: HTTP listeners or fronts use the certificates. `state`: the directory of the server's state.
+pub(super) fn tls(
+    top: &Section<'_>,
+    listen: &[Endpoint],
+    other: bool,
+    state: Option<&Path>,
+    report: &mut Report<'_>,
+) -> Option<Tls> {
     let required = listen.iter().any(|endpoint| endpoint.transport.is_encrypted());
     let Some(section) = top.section("tls", &schema::TLS, report) else {
         // A `tls` that is not a table has been reported already.
@@ -33,7 +39,7 @@ pub(super) fn tls(top: &Section<'_>, listen: &[Endpoint], other: bool, report: &
         );
         return None;
     }
-    let acme = acme::acme(&section, report);
+    let acme = acme::acme(&section, state, report);
     let default = match &acme {
         Some(acme) => Some(acme.files()),
         // Its errors have been reported.

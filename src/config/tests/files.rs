@@ -82,6 +82,9 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
     let filled = filled.replace("/etc/turnserver/nats-password", "Cargo.toml");
+    let filled = filled
+        .replace("/etc/turnserver/webhook-secret", "signing")
+        .replace("/etc/turnserver/receiver-ca.pem", "signing");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     // There is one of both: the files of a certificate, or `acme`.
     let (before, rest) = filled.split_once("#[tls.acme]").unwrap();
@@ -106,6 +109,7 @@ fn check_examples(filled: &str) -> Config {
     let directory = Directory::new("examples");
     directory.write("Cargo.toml", "0123456789abcdef", 0o600);
     directory.write("keys.toml", "", 0o600);
+    directory.write("signing", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=", 0o600);
     let path = directory.write("turnserver.toml", lines.join("\n"), 0o600);
     let config = Config::load(&path).unwrap();
     assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));

@@ -11,6 +11,7 @@ hostname = "2001:db8::7"
 node = "fra-1"
 workers = 3
 drain-deadline = "10m"
+state-directory = "/srv/state"
 
 [listen]
 udp = ["0.0.0.0:3478", "[2001:db8::7]:443", "127.0.0.1:0", "127.0.0.1:0"]
@@ -294,6 +295,9 @@ fn every_value_is_parsed() {
             nodes_per_credential: 3,
             replicas: Some(5),
         }),
+        // It needs files.
+        webhook: None,
+        state_directory: Some("/srv/state".into()),
         files: vec![
             ("tls.certificate", "chain.pem".into()),
             ("tls.private-key", "/etc/key.pem".into()),
