@@ -11,8 +11,8 @@ mod support;
 mod metrics {
     use std::collections::{BTreeMap, BTreeSet};
     use std::fs;
-    use std::io::Write as _;
-    use std::net::TcpStream;
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
     use std::path::Path;
 
     use turnserver::clock::unix_seconds;
@@ -64,7 +64,7 @@ mod metrics {
         }
     }
 
-    /// Returns the metrics of a server that orders its certificate, and has one.
+    /// Returns the metrics of a server that orders its certificate, and has one, and whose webhook has sent something.
     fn page_with_orders() -> String {
         const AUTHORITY: &str = "https://127.0.0.1:1/directory";
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
@@ -72,13 +72,30 @@ mod metrics {
         let text = format!("# Ordered by turnserver from {AUTHORITY}\n{}{}", issued.key, authority.chain(&issued));
         directory.write("certificate.pem", &text);
         let (socket, state) = (directory.path().join("control.sock"), directory.path());
+        let receiver = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", receiver.local_addr().unwrap());
+        let secret = directory.write("webhook-secret", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=\n");
         let more = format!(
             "[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\ndirectory = {AUTHORITY:?}\n\
-             state-directory = {state:?}\n[control]\nsocket = {socket:?}\n"
+             state-directory = {state:?}\n[control]\nsocket = {socket:?}\n\
+             [webhook]\nurl = {url:?}\nsecret-file = {secret:?}\ninterval = 0\n"
         );
         let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1"], &more));
         server.wait_for_log(|line| line.field("event").as_deref() == Some("acme-waiting"));
-        Http::unix(&socket).get("/metrics").body
+        let (mut request, _) = receiver.accept().unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(b"]}") {
+            let mut part = [0; 1024];
+            let count = request.read(&mut part).unwrap();
+            received.extend_from_slice(&part[..count]);
+        }
+        request.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+        loop {
+            let page = Http::unix(&socket).get("/metrics").body;
+            if page.contains("turnserver_webhook_last_success_timestamp_seconds ") {
+                return page;
+            }
+        }
     }
 
     /// Returns each series and its value.

@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 65] = [
+    const LIVE: [(&str, &str); 67] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -165,6 +165,12 @@ mod reload {
             "[{ listen = '127.0.0.1:0', web = '127.0.0.1:7', names = ['b.example'], without-name = 'relay', http = true, \
              proxy-protocol = true, connections = 7, idle = '2m' }]",
         ),
+        ("webhook", "{ url = 'http://127.0.0.1:9/', secret-file = 'SIGNING' }"),
+        (
+            "webhook",
+            "{ url = 'http://127.0.0.1:7/', secret-file = 'SIGNING', events = ['ended'], batch = 7, interval = '2s', \
+             spool = 65536, timeout = '7s', ca-file = 'AUTHORITY', allow-http = true }",
+        ),
         ("tls.certificates", "[{ certificate = 'FURTHER-CERTIFICATE', private-key = 'OTHER-KEY' }]"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
@@ -180,11 +186,15 @@ mod reload {
         let further = authority.write(&authority.issue(&["web.example.org"]), more.path());
         let secrets = directory.write("secrets", "a third secret for tests\n");
         let token = directory.write("token", "a-token-of-sufficient-length\n");
+        let signing = directory.write("signing", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=\n");
+        let root = directory.write("root.pem", &authority.root());
         let further_key = format!("[[http.keys]]\nname = 'further'\nsha256 = '{}'\n", "3".repeat(64));
         let keys_file = directory.write("keys.toml", &further_key);
         let fixture = Controlled::start_with(&with_tls(&config(&["127.0.0.1"], ALLOW), &["127.0.0.1"], &files));
         let places: HashMap<&str, String> = [
             ("SECRETS", secrets.display().to_string()),
+            ("SIGNING", signing.display().to_string()),
+            ("AUTHORITY", root.display().to_string()),
             ("TOKEN", token.display().to_string()),
             ("'FURTHER'", format!("{keys_file:?}")),
             ("HASH", "1".repeat(64)),
@@ -220,7 +230,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..63].iter().map(std::slice::from_ref).chain([&LIVE[63..]]);
+            let steps = LIVE[..65].iter().map(std::slice::from_ref).chain([&LIVE[65..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

@@ -28,13 +28,13 @@ mod service;
 mod service_listeners;
 mod signals;
 mod snapshot;
-#[allow(dead_code, reason = "its users follow")]
 mod spool;
 mod start;
 mod state_directory;
 mod text_fields;
 mod tls;
 mod urls;
+mod webhook;
 
 use std::io::{self, IsTerminal as _, Write as _};
 use std::sync::Arc;
@@ -155,7 +155,14 @@ pub fn run_with_sockets(
 
     let boot = boot().map_err(StartError::Random)?;
     let (active_users, users) = mpsc::channel(ACTIVE_USERS);
-    let mut accounting = Events::new(prepared.feeds, prepared.controls.clone(), format!("{boot:016x}"), active_users);
+    let webhook = Arc::<webhook::Statistics>::default();
+    let inputs = events::Inputs {
+        readers: prepared.feeds,
+        workers: prepared.controls.clone(),
+        users: active_users,
+        webhook: Arc::clone(&webhook),
+    };
+    let mut accounting = Events::new(inputs, format!("{boot:016x}"));
     accounting.configure(&config);
     let (sender, mut events) = mpsc::channel(2 * prepared.plans.len().max(1));
     for (index, plan) in prepared.plans.into_iter().enumerate() {
@@ -221,6 +228,7 @@ pub fn run_with_sockets(
         offload: Arc::clone(&prepared.offload),
         front: Arc::default(),
         fleet: fleet.handle(),
+        webhook,
     };
     let front_statistics = Arc::clone(&api.front);
     let (http_handle, changes) = http::changes();

@@ -242,6 +242,9 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
         fields.add(name, &format!("{} in {}", bytes(size), counted(packets, "packet")));
     }
     fields.add("dropped", &dropped(status));
+    if let Some(webhook) = status.get("webhook").filter(|webhook| webhook.is_object()) {
+        fields.add("webhook", &webhook_state(webhook));
+    }
     if status.get("log_level").is_some() {
         fields.add("log level", text(status, "log_level"));
     }
@@ -251,6 +254,19 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
         lines.extend(left);
     }
     lines
+}
+
+/// Returns what the webhook has sent, and what waits.
+fn webhook_state(webhook: &Value) -> String {
+    let [queued, failures, dropped] = ["queued", "failures", "dropped"].map(|field| number(webhook, field));
+    let mut line = format!("{} sent, {queued} waiting", counted(number(webhook, "sent"), "event"));
+    if dropped > 0 {
+        line += &format!(", {dropped} dropped");
+    }
+    if failures > 0 {
+        line += &format!("; the last {} failed", counted(failures, "request"));
+    }
+    line
 }
 
 /// Returns the line of `revoke`. `now` is the time in seconds since the Unix epoch.

@@ -109,6 +109,7 @@ fn api() -> (Api, watch::Sender<Published>) {
         offload: Arc::new(offload),
         front: Arc::default(),
         fleet: crate::control::fleet::Handle::none(),
+        webhook: Arc::default(),
     });
     (api, publisher)
 }

@@ -17,6 +17,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::{Api, PublishedCertificate, Reload};
 use crate::control::acme::{self, State, Status};
+use crate::control::webhook;
 use crate::front;
 use crate::http::response;
 use crate::stun::Method;
@@ -61,6 +62,7 @@ impl Api {
             offload_outcomes: self.offload.outcomes(),
             offload_interfaces: self.offload.interfaces(),
             front: Arc::clone(&self.front),
+            webhook: self.webhook.read(),
         }
     }
 }
@@ -85,6 +87,8 @@ struct Page {
     /// The names and drivers of the interfaces that have the XDP program.
     offload_interfaces: Vec<(String, String)>,
     front: Arc<front::Statistics>,
+    /// `None` without `[webhook]`.
+    webhook: Option<webhook::Counts>,
 }
 
 impl Collector for Page {
@@ -99,6 +103,7 @@ impl Collector for Page {
         self.connections(&mut families)?;
         self.tls(&mut families)?;
         self.front(&mut families)?;
+        self.webhook.map_or(Ok(()), |counts| webhook(&counts, &mut families))?;
         families.counters(
             "credential_requests",
             "HTTP requests for credentials",
@@ -494,4 +499,36 @@ impl Page {
             front.bytes(),
         )
     }
+}
+
+fn webhook(counts: &webhook::Counts, families: &mut Families<'_, '_>) -> fmt::Result {
+    families.gauge("webhook_queued_events", "Events that wait for the receiver of the webhook", None, counts.queued)?;
+    families.gauge("webhook_queued", "Size of the spool of the webhook", Some(&Unit::Bytes), counts.queued_bytes)?;
+    families.counters(
+        "webhook_events",
+        "Events that the receiver of the webhook has taken, and those that did not fit or are damaged",
+        None,
+        "outcome",
+        [("sent", counts.sent), ("dropped", counts.dropped)],
+    )?;
+    families.counters(
+        "webhook_requests",
+        "Requests to the receiver of the webhook, by result",
+        None,
+        "result",
+        [("succeeded", counts.succeeded), ("failed", counts.failed)],
+    )?;
+    families.gauge(
+        "webhook_failures",
+        "Requests to the receiver of the webhook that have failed since the last one that succeeded",
+        None,
+        counts.failures,
+    )?;
+    let Some(time) = counts.last_success else { return Ok(()) };
+    families.gauge(
+        "webhook_last_success_timestamp",
+        "When a request to the receiver of the webhook last succeeded, since the Unix epoch",
+        Some(&Unit::Seconds),
+        time,
+    )
 }

@@ -37,6 +37,7 @@ use super::commands::Commands;
 use super::fleet as nodes;
 use super::offload::Offload;
 use super::start::WorkerControl;
+use super::webhook;
 use crate::auth::Secret;
 use crate::clock::Clock;
 use crate::config::{HttpKey, LogLevel};
@@ -105,6 +106,8 @@ pub(super) struct Inputs {
     pub(super) front: Arc<front::Statistics>,
     /// To the thread of the fleet.
     pub(super) fleet: nodes::Handle,
+    /// What the webhook counts.
+    pub(super) webhook: Arc<webhook::Statistics>,
 }
 
 /// Responds to requests.

@@ -10,6 +10,7 @@ use super::refusal::Refusal;
 use super::sessions::session;
 use crate::clock;
 use crate::control::remaining;
+use crate::control::webhook::Counts;
 use crate::turn::Outcome;
 use crate::worker::Totals;
 
@@ -45,6 +46,7 @@ impl Api {
             "log_level": self.published.borrow().log_level.as_str(),
             "dropped": dropped(&totals),
             "remaining": remaining,
+            "webhook": self.webhook.read().map(|counts| webhook(&counts)),
         }))
     }
 
@@ -55,6 +57,17 @@ impl Api {
         }
         remaining::oldest(&self.workers, most).await.iter().map(|(worker, info)| session(*worker, info)).collect()
     }
+}
+
+fn webhook(counts: &Counts) -> Value {
+    json!({
+        "queued": counts.queued,
+        "queued_bytes": counts.queued_bytes,
+        "sent": counts.sent,
+        "dropped": counts.dropped,
+        "failures": counts.failures,
+        "last_success": counts.last_success,
+    })
 }
 
 /// Returns the dropped packets by reason.

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::start::WorkerControl;
+use super::webhook::{self, Webhook};
 use crate::config::Config;
 use crate::net::background;
 use crate::turn::{Cursor, Filter};
@@ -49,18 +50,34 @@ pub(super) type Sinks = Vec<Box<dyn Sink>>;
 #[derive(Clone, Debug, PartialEq)]
 struct Settings {
     source: Source,
+    webhook: Option<webhook::Settings>,
 }
 
 impl Settings {
     /// Returns the settings; `None` if no event is wanted.
     fn of(config: &Config, boot: &str) -> Option<Self> {
-        wants_events(config).then(|| Self { source: Source::new(config, boot) })
+        wants_events(config).then(|| {
+            let source = Source::new(config, boot);
+            let webhook = webhook::Settings::of(config, &source);
+            Self { source, webhook }
+        })
     }
 }
 
 /// Returns whether a configuration has a sink for events.
 pub(super) fn wants_events(config: &Config) -> bool {
-    config.fleet.is_some()
+    config.fleet.is_some() || config.webhook.is_some()
+}
+
+/// What the thread gets at its start.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    pub(super) readers: Vec<FeedReader>,
+    pub(super) workers: Vec<WorkerControl>,
+    /// Gets the names of the users whose number of allocations has changed.
+    pub(super) users: mpsc::Sender<String>,
+    /// What the webhook counts.
+    pub(super) webhook: Arc<webhook::Statistics>,
 }
 
 /// The thread `events`, which runs from the first configuration with a sink until the process ends.
@@ -70,19 +87,13 @@ pub(super) struct Events {
     /// Identifies this run of the process.
     boot: String,
     /// Until the thread is started.
-    inputs: Option<(Vec<FeedReader>, Vec<WorkerControl>, mpsc::Sender<String>)>,
+    inputs: Option<Inputs>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Events {
-    /// `users` gets the names of the users whose number of allocations has changed.
-    pub(super) fn new(
-        readers: Vec<FeedReader>,
-        workers: Vec<WorkerControl>,
-        boot: String,
-        users: mpsc::Sender<String>,
-    ) -> Self {
-        Self { settings: watch::Sender::new(None), boot, inputs: Some((readers, workers, users)), thread: None }
+    pub(super) fn new(inputs: Inputs, boot: String) -> Self {
+        Self { settings: watch::Sender::new(None), boot, inputs: Some(inputs), thread: None }
     }
 
     /// Follows a configuration. The workers make records if its snapshot says so.
@@ -90,9 +101,9 @@ impl Events {
         let settings = Settings::of(config, &self.boot).map(Arc::new);
         let is_wanted = settings.is_some();
         self.settings.send_replace(settings);
-        if let Some((readers, workers, users)) = self.inputs.take_if(|_| is_wanted) {
+        if let Some(inputs) = self.inputs.take_if(|_| is_wanted) {
             let settings = self.settings.subscribe();
-            match background::start("events", move || run(readers, workers, users, settings)) {
+            match background::start("events", move || run(inputs, settings)) {
                 Ok(thread) => self.thread = Some(thread),
                 Err(error) => tracing::error!(
                     event = "events-failed", %error,
@@ -159,15 +170,13 @@ impl Hub {
     }
 }
 
-async fn run(
-    readers: Vec<FeedReader>,
-    workers: Vec<WorkerControl>,
-    users: mpsc::Sender<String>,
-    mut settings: watch::Receiver<Option<Arc<Settings>>>,
-) {
+async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
+    let Inputs { readers, workers, users, webhook } = inputs;
     let first = settings.borrow_and_update().clone();
     let Some(first) = first else { return };
-    let sinks: Sinks = vec![Box::new(ActiveUsers(users))];
+    let (webhook, webhook_settings) = Webhook::start(webhook);
+    webhook_settings.configure(first.webhook.clone());
+    let sinks: Sinks = vec![Box::new(ActiveUsers(users)), Box::new(webhook)];
     let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);
@@ -191,6 +200,7 @@ async fn run(
                     break;
                 }
                 let settings = settings.borrow_and_update().clone();
+                webhook_settings.configure(settings.as_ref().and_then(|settings| settings.webhook.clone()));
                 if let Some(settings) = settings {
                     hub.borrow_mut().source = settings.source.clone();
                 }
@@ -235,7 +245,8 @@ async fn usage(hub: Rc<RefCell<Hub>>, workers: Vec<WorkerControl>) {
     }
 }
 
-fn random_fraction() -> f64 {
+/// Returns a number between 0 and 1.
+pub(super) fn random_fraction() -> f64 {
     let mut bytes = [0; 4];
     // Without randomness, the sums of all processes come at the same second.
     let _ = getrandom::getrandom(&mut bytes);

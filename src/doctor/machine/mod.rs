@@ -10,6 +10,7 @@ mod offload;
 mod orders;
 mod socket_unit;
 mod unit;
+mod webhook;
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -58,6 +59,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     let Some(choice) = addresses(&config, report) else { return };
     certificate(&config, report);
     orders::examine(&config, machine.path, report);
+    webhook::examine(&config, machine.path, report);
     let sockets = SocketUnit::read(Path::new("/"));
     let found = listeners::examine(&config, sockets.as_ref(), trust, report);
     fronts::examine(&config, report);

@@ -24,7 +24,7 @@ const MAX_RESPONSE: u64 = 1 << 20;
 /// Examines the orders if `[tls.acme]` is set. `path` is the configuration file.
 pub(super) fn examine(config: &Config, path: Option<&Path>, report: Report<'_>) {
     let Some(acme) = config.tls.as_ref().and_then(|tls| tls.acme.as_ref()) else { return };
-    report(state_directory(acme, path));
+    report(state_directory(&acme.state_directory, path));
     if control::ordered_certificate_fits(acme) == Some(false) {
         report(
             Finding::warning(
@@ -41,8 +41,8 @@ pub(super) fn examine(config: &Config, path: Option<&Path>, report: Report<'_>) 
     }
 }
 
-fn state_directory(acme: &Acme, path: Option<&Path>) -> Finding {
-    let directory = &acme.state_directory;
+/// Examines a directory of the server's state. `path` is the configuration file.
+pub(super) fn state_directory(directory: &Path, path: Option<&Path>) -> Finding {
     let ok = |what| Finding::ok("state-directory", what);
     let finding = match (control::may_write(directory, path), fs::metadata(directory)) {
         (Err(why), _) => own_fault("state-directory", why),
@@ -62,7 +62,7 @@ fn state_directory(acme: &Acme, path: Option<&Path>) -> Finding {
 /// Asks the running server. `None` if it does not run, which the listeners show.
 fn running(config: &Config, acme: &Acme) -> Option<Finding> {
     let socket = config.control.socket.path()?;
-    match ask(socket) {
+    match ask(socket, "/v1/certificates") {
         Ok(response) => Some(judge(&response, acme, clock::unix_seconds())),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => None,
         Err(error) => Some(Finding::warning(
@@ -73,12 +73,13 @@ fn running(config: &Config, acme: &Acme) -> Option<Finding> {
     }
 }
 
-fn ask(socket: &Path) -> io::Result<Value> {
+/// Requests a page of the control socket.
+pub(super) fn ask(socket: &Path, page: &str) -> io::Result<Value> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     // With HTTP/1.0, the response ends with the connection.
-    stream.write_all(b"GET /v1/certificates HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    stream.write_all(format!("GET {page} HTTP/1.0\r\nHost: localhost\r\n\r\n").as_bytes())?;
     let mut response = String::new();
     stream.take(MAX_RESPONSE).read_to_string(&mut response)?;
     let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();

@@ -1,0 +1,185 @@
+//! The requests to the receiver: batches of events, signed as Standard Webhooks does.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Request, StatusCode, Uri};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use crate::auth::Secret;
+use crate::clock;
+use crate::config;
+use crate::control::outbound::{self, Destination};
+use crate::setting::{WEBHOOK_CA_FILE, WEBHOOK_SECRET_FILE, WEBHOOK_URL};
+
+/// The longest body of a response, in bytes. It is not used.
+const MAX_BODY: usize = 16 * 1024;
+
+/// A batch of events. Each try has the same identifier and body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Batch {
+    pub(super) id: String,
+    pub(super) body: Bytes,
+}
+
+impl Batch {
+    /// Makes a batch of events, each a JSON object. Their content determines the identifier.
+    pub(super) fn new(node: &str, events: &[impl AsRef<[u8]>]) -> Self {
+        let mut joined = Vec::new();
+        for event in events {
+            if !joined.is_empty() {
+                joined.push(b',');
+            }
+            joined.extend_from_slice(event.as_ref());
+        }
+        let hash = Sha256::digest(&joined);
+        let id: String = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        let id = format!("msg_{id}");
+        let head = format!("{{\"v\":1,\"batch\":\"{id}\",\"node\":{},\"events\":[", json!(node));
+        let body = [head.as_bytes(), &joined, b"]}"].concat();
+        Self { id, body: body.into() }
+    }
+
+    /// Returns the signatures with each of the secrets: the header `webhook-signature`.
+    fn signatures(&self, timestamp: u64, secrets: &[Secret]) -> String {
+        let sign = |secret: &Secret| {
+            let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).ok()?;
+            mac.update(format!("{}.{timestamp}.", self.id).as_bytes());
+            mac.update(&self.body);
+            Some(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
+        };
+        secrets.iter().filter_map(sign).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Why the receiver has not taken a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// What happened, with advice.
+    pub(super) message: String,
+    /// Whether it will not take it until someone changes something.
+    pub(super) is_permanent: bool,
+    /// Whether it may take a smaller one.
+    pub(super) is_too_large: bool,
+    /// How long it wants the server to wait, in seconds.
+    pub(super) wait: Option<u64>,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self { message, ..Self::default() }
+    }
+}
+
+/// Sends a batch.
+///
+/// # Errors
+/// If the receiver has not taken it, or not in time.
+pub(super) async fn post(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> Result<(), Refusal> {
+    let time = webhook.timeout;
+    timeout(time, send(webhook, tls, batch)).await.unwrap_or_else(|_| Err(too_slow(time).into()))
+}
+
+fn too_slow(time: Duration) -> String {
+    format!("it sent no complete response within {} seconds (`webhook.timeout`)", time.as_secs())
+}
+
+async fn send(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> Result<(), Refusal> {
+    let wrong = || Refusal::from(format!("`{WEBHOOK_URL}` cannot be used"));
+    let uri: Uri = webhook.url.parse().map_err(|_| wrong())?;
+    let is_plain = uri.scheme_str() == Some("http");
+    let to = Destination::of(&uri, if is_plain { 80 } else { 443 }).ok_or_else(wrong)?;
+    let timestamp = clock::unix_seconds();
+    let request = Request::post(uri)
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .header("webhook-id", &batch.id)
+        .header("webhook-timestamp", timestamp)
+        .header("webhook-signature", batch.signatures(timestamp, &webhook.secrets))
+        .body(Full::new(batch.body.clone()))
+        .map_err(|_| wrong())?;
+    let stream = outbound::connect(&to.host, to.port).await?;
+    let (head, _) = if is_plain {
+        outbound::exchange(stream, &to, request, MAX_BODY).await?
+    } else {
+        let stream = outbound::tls(tls, &to.host, stream, WEBHOOK_CA_FILE).await?;
+        outbound::exchange(stream, &to, request, MAX_BODY).await?
+    };
+    if head.status.is_success() {
+        return Ok(());
+    }
+    Err(Refusal { wait: outbound::retry_after(&head.headers, timestamp), ..refusal(head.status) })
+}
+
+/// Returns what a status other than success means.
+fn refusal(status: StatusCode) -> Refusal {
+    let advice = match status {
+        StatusCode::GONE => format!("it is gone for good: set `{WEBHOOK_URL}` to the new one, or remove [webhook]"),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => format!(
+            "it does not accept the signature, or demands something else: compare the secret in `{WEBHOOK_SECRET_FILE}` \
+             with that of the receiver, and the clocks of both"
+        ),
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => format!("check `{WEBHOOK_URL}`"),
+        StatusCode::PAYLOAD_TOO_LARGE => "the next batches are smaller".to_owned(),
+        _ if status.is_redirection() => {
+            format!("it redirects, which is not followed: set `{WEBHOOK_URL}` to the URL of the receiver itself")
+        }
+        _ => String::new(),
+    };
+    let is_later =
+        matches!(status, StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS);
+    let is_too_large = status == StatusCode::PAYLOAD_TOO_LARGE;
+    let is_permanent = !status.is_server_error() && !is_later && !is_too_large;
+    let colon = if advice.is_empty() { "" } else { ": " };
+    Refusal { message: format!("it responded with {status}{colon}{advice}"), is_permanent, is_too_large, wait: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The example of the specification of Standard Webhooks and of its libraries.
+    #[test]
+    fn the_signature_is_that_of_standard_webhooks() {
+        let secret = STANDARD.decode("MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw").unwrap();
+        let batch = Batch { id: "msg_p5jXN8AQM9LWM0D4loKWxJek".to_owned(), body: r#"{"test": 2432232314}"#.into() };
+        let secret = Secret::new(secret).unwrap();
+        let expected = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert_eq!(batch.signatures(1_614_265_330, std::slice::from_ref(&secret)), expected);
+        // While secrets rotate, there is one of each.
+        let other = Secret::new([7; 32]).unwrap();
+        let both = batch.signatures(1_614_265_330, &[other, secret]);
+        assert!(both.starts_with("v1,") && both.ends_with(&format!(" {expected}")), "{both}");
+    }
+
+    #[test]
+    fn a_batch_has_an_identifier_of_its_content() {
+        let batch = Batch::new("fra \"1\"", &["{\"a\":1}", "{\"b\":2}"]);
+        let body: serde_json::Value = serde_json::from_slice(&batch.body).unwrap();
+        let expected = json!({ "v": 1, "batch": batch.id, "node": "fra \"1\"", "events": [{ "a": 1 }, { "b": 2 }] });
+        assert_eq!(body, expected);
+        assert_eq!(Batch::new("fra \"1\"", &["{\"a\":1}", "{\"b\":2}"]), batch);
+        assert_ne!(Batch::new("fra \"1\"", &["{\"a\":1}"]).id, batch.id);
+    }
+
+    #[test]
+    fn a_status_says_whether_another_try_may_succeed() {
+        let of = |status: u16| refusal(StatusCode::from_u16(status).unwrap());
+        for later in [500, 502, 503, 429, 408, 425] {
+            assert!(!of(later).is_permanent, "{later}");
+        }
+        for permanent in [301, 307, 400, 401, 404, 410] {
+            assert!(of(permanent).is_permanent, "{permanent}");
+        }
+        assert!(of(413).is_too_large && !of(413).is_permanent);
+        assert_eq!(of(500).message, "it responded with 500 Internal Server Error");
+        assert!(of(302).message.contains("redirects") && of(410).message.contains("[webhook]"));
+    }
+}
