@@ -156,11 +156,13 @@ pub fn run_with_sockets(
     let boot = boot().map_err(StartError::Random)?;
     let (active_users, users) = mpsc::channel(ACTIVE_USERS);
     let webhook = Arc::<webhook::Statistics>::default();
+    let stream = Arc::<fleet::stream::Statistics>::default();
     let inputs = events::Inputs {
         readers: prepared.feeds,
         workers: prepared.controls.clone(),
         users: active_users,
         webhook: Arc::clone(&webhook),
+        stream: Arc::clone(&stream),
     };
     let mut accounting = Events::new(inputs, format!("{boot:016x}"));
     accounting.configure(&config);
@@ -207,7 +209,7 @@ pub fn run_with_sockets(
     let (commands, requests) = commands::commands();
     let mut acme = Acme::new();
     let (internal, of_fleet) = mpsc::channel(INTERNAL);
-    let mut fleet = Fleet::new(fleet::Inputs {
+    let inputs = fleet::Inputs {
         workers: prepared.controls.clone(),
         ledger: Arc::clone(&prepared.ledger),
         published: publications.clone(),
@@ -216,7 +218,8 @@ pub fn run_with_sockets(
         users: users.into(),
         clock,
         boot,
-    });
+    };
+    let mut fleet = Fleet::new(inputs, stream);
     let api = api::Inputs {
         acme: acme.published(),
         workers: prepared.controls.clone(),

@@ -3,6 +3,7 @@
 //! Every value is read when the page is made. The labels have few values, none of which a client can choose.
 
 mod families;
+mod fleet;
 mod format;
 
 use std::fmt;
@@ -63,6 +64,7 @@ impl Api {
             offload_interfaces: self.offload.interfaces(),
             front: Arc::clone(&self.front),
             webhook: self.webhook.read(),
+            fleet: fleet::Fleet::read(&self.inputs.fleet, self.now()),
         }
     }
 }
@@ -89,6 +91,8 @@ struct Page {
     front: Arc<front::Statistics>,
     /// `None` without `[webhook]`.
     webhook: Option<webhook::Counts>,
+    /// `None` without `[fleet]`.
+    fleet: Option<fleet::Fleet>,
 }
 
 impl Collector for Page {
@@ -104,6 +108,7 @@ impl Collector for Page {
         self.tls(&mut families)?;
         self.front(&mut families)?;
         self.webhook.map_or(Ok(()), |counts| webhook(&counts, &mut families))?;
+        self.fleet.as_ref().map_or(Ok(()), |fleet| fleet.write(&mut families))?;
         families.counters(
             "credential_requests",
             "HTTP requests for credentials",

@@ -5,6 +5,8 @@
 //! fit. [`event`] has the form of an event, which docs/fleet.md describes.
 
 pub(super) mod event;
+mod lost;
+pub(super) mod queue;
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
+use super::fleet::stream::{self, EventStream};
 use super::start::WorkerControl;
 use super::webhook::{self, Webhook};
 use crate::config::Config;
@@ -51,6 +54,7 @@ pub(super) type Sinks = Vec<Box<dyn Sink>>;
 struct Settings {
     source: Source,
     webhook: Option<webhook::Settings>,
+    stream: Option<stream::Settings>,
 }
 
 impl Settings {
@@ -59,7 +63,8 @@ impl Settings {
         wants_events(config).then(|| {
             let source = Source::new(config, boot);
             let webhook = webhook::Settings::of(config, &source);
-            Self { source, webhook }
+            let stream = stream::Settings::of(config, &source);
+            Self { source, webhook, stream }
         })
     }
 }
@@ -78,6 +83,8 @@ pub(super) struct Inputs {
     pub(super) users: mpsc::Sender<String>,
     /// What the webhook counts.
     pub(super) webhook: Arc<webhook::Statistics>,
+    /// What the stream of the fleet counts.
+    pub(super) stream: Arc<stream::Statistics>,
 }
 
 /// The thread `events`, which runs from the first configuration with a sink until the process ends.
@@ -171,12 +178,14 @@ impl Hub {
 }
 
 async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
-    let Inputs { readers, workers, users, webhook } = inputs;
+    let Inputs { readers, workers, users, webhook, stream } = inputs;
     let first = settings.borrow_and_update().clone();
     let Some(first) = first else { return };
     let (webhook, webhook_settings) = Webhook::start(webhook);
     webhook_settings.configure(first.webhook.clone());
-    let sinks: Sinks = vec![Box::new(ActiveUsers(users)), Box::new(webhook)];
+    let (stream, stream_settings) = EventStream::start(stream);
+    stream_settings.configure(first.stream.clone());
+    let sinks: Sinks = vec![Box::new(ActiveUsers(users)), Box::new(webhook), Box::new(stream)];
     let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);
@@ -201,6 +210,7 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
                 }
                 let settings = settings.borrow_and_update().clone();
                 webhook_settings.configure(settings.as_ref().and_then(|settings| settings.webhook.clone()));
+                stream_settings.configure(settings.as_ref().and_then(|settings| settings.stream.clone()));
                 if let Some(settings) = settings {
                     hub.borrow_mut().source = settings.source.clone();
                 }

@@ -57,6 +57,8 @@ pub(super) struct Session {
     pub(super) counts: Cell<Counts>,
     /// Something has changed that the next heartbeat says.
     pub(super) beat: Notify,
+    /// The state has changed.
+    pub(super) changed: Notify,
 }
 
 impl Agent {
@@ -118,12 +120,14 @@ impl Agent {
             revision: Cell::new(0),
             counts: Cell::new(self.view.counts()),
             beat: Notify::new(),
+            changed: Notify::new(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn_local(beat(Rc::clone(&session)));
         tasks.spawn_local(follow_nodes(Rc::clone(&session)));
         tasks.spawn_local(follow_state(Rc::clone(&session)));
         tasks.spawn_local(follow_time(Rc::clone(&session)));
+        tasks.spawn_local(requests::keep_state(Rc::clone(&session)));
         tasks.spawn_local(follow_orders(Rc::clone(&session)));
         tasks.spawn_local(log_connection(Rc::clone(&session)));
         if session.settings.alternates {
@@ -324,7 +328,7 @@ async fn follow_state(session: Rc<Session>) {
             session.revision.set(session.revision.get().max(entry.revision));
             if is_changed {
                 session.use_state().await;
-                requests::keep_state(&session);
+                session.changed.notify_one();
             }
             if entry.delta == 0 {
                 // Whoever has made the change waits for it.

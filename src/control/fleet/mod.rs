@@ -10,6 +10,7 @@ mod leases;
 mod orders;
 mod requests;
 mod state;
+pub(super) mod stream;
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,13 +117,15 @@ pub(super) struct Request {
 pub(super) struct Handle {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) requests: mpsc::Sender<Request>,
+    /// What the stream of events counts.
+    pub(super) stream: Arc<stream::Statistics>,
 }
 
 #[cfg(any(test, feature = "fuzzing"))]
 impl Handle {
     /// Returns the ends of a thread that does not run.
     pub(super) fn none() -> Self {
-        Self { view: watch::channel(Arc::default()).1, requests: mpsc::channel(1).0 }
+        Self { view: watch::channel(Arc::default()).1, requests: mpsc::channel(1).0, stream: Arc::default() }
     }
 }
 
@@ -165,12 +168,12 @@ struct AgentParts {
 }
 
 impl Fleet {
-    pub(super) fn new(inputs: Inputs) -> Self {
+    pub(super) fn new(inputs: Inputs, stream: Arc<stream::Statistics>) -> Self {
         let (view, seen) = watch::channel(Arc::default());
         let (sender, requests) = mpsc::channel(REQUESTS);
         Self {
             settings: watch::Sender::new(None),
-            handle: Handle { view: seen, requests: sender },
+            handle: Handle { view: seen, requests: sender, stream },
             agent: Some((inputs, AgentParts { view, requests })),
             thread: None,
         }
@@ -212,7 +215,7 @@ fn settings(config: &Config) -> Option<Settings> {
     let fleet = config.fleet.clone()?;
     Some(Settings {
         node: config.node_name(),
-        state_file: None,
+        state_file: config.state_directory.as_ref().map(|directory| directory.join("fleet-state")),
         alternates: config.alternate.from_fleet,
         allocations_per_user: config.limits.allocations_per_user,
         fleet,

@@ -25,8 +25,6 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
 /// The shortest secret that an order adds, in bytes.
 const MIN_SECRET: usize = 16;
 
-/// The orders that each addressed node carries out.
-pub(super) const OF_NODES: [&str; 5] = ["kick", "drain", "resume", "sessions", "status"];
 /// The orders that change the common state.
 pub(super) const OF_STATE: [&str; 4] = ["revoke", "secret-add", "secret-retire", "secrets"];
 

@@ -1,12 +1,15 @@
 //! Requests of the operator for the whole fleet, and changes of the common state.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::agent::Session;
@@ -168,16 +171,24 @@ pub(super) async fn forget(session: &Session, key: &str) {
     }
 }
 
-/// Keeps a copy of the state for a start without the engine.
-pub(super) fn keep_state(session: &Session) {
-    let Some(file) = &session.settings.state_file else { return };
-    let text = session.state.borrow().to_text();
-    if let Err(error) = state_directory::replace(file, text.as_bytes()) {
-        tracing::warn!(
-            event = "fleet-state-unsaved", %error, file = %file.display(),
-            "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not know \
-             them"
-        );
+/// Keeps a copy of the state for a start without the engine, whenever it has changed.
+pub(super) async fn keep_state(session: Rc<Session>) {
+    let Some(file) = session.settings.state_file.clone() else { return };
+    loop {
+        session.changed.notified().await;
+        let (text, to) = (session.state.borrow().to_text(), file.clone());
+        // A disk that hangs must not hold up heartbeats.
+        let kept = spawn_blocking(move || {
+            fs::create_dir_all(to.parent().unwrap_or(Path::new(".")))?;
+            state_directory::replace(&to, text.as_bytes())
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(
+                event = "fleet-state-unsaved", %error, file = %file.display(),
+                "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not \
+                 know them"
+            );
+        }
     }
 }
 

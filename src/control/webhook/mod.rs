@@ -5,8 +5,6 @@
 //! arrived before the next one is.
 
 mod back_off;
-mod lost;
-mod queue;
 mod request;
 mod statistics;
 
@@ -25,13 +23,13 @@ use tokio_rustls::TlsConnector;
 
 use super::events::Sink;
 use super::events::event::{Event, Kind, Source};
+use super::events::queue::{Queue, Taken};
 use super::outbound;
 use super::spool::{PushError, Spool};
 use super::state_directory::{self, Unusable};
 use crate::clock;
 use crate::config::{self, Config, WebhookEvent};
 use crate::setting::{STATE_DIRECTORY, WEBHOOK_CA_FILE, WEBHOOK_SPOOL};
-use queue::{Queue, Taken};
 use request::{Batch, Refusal, post};
 
 pub(super) use statistics::{Counts, Statistics};

@@ -19,7 +19,7 @@ const MAX_USAGE: usize = 16 << 20;
 const MAX_BATCH: usize = 1 << 20;
 
 #[derive(Debug)]
-pub(super) struct Queue {
+pub(in crate::control) struct Queue {
     spool: Spool,
     /// Running sums, each with the number of the record in the spool that it comes before.
     usage: VecDeque<(u64, Rc<Event>)>,
@@ -33,8 +33,8 @@ pub(super) struct Queue {
 
 /// Events for one request.
 #[derive(Debug)]
-pub(super) struct Taken {
-    pub(super) events: Vec<Vec<u8>>,
+pub(in crate::control) struct Taken {
+    pub(in crate::control) events: Vec<Vec<u8>>,
     /// The last one from the spool.
     last: u64,
 }
@@ -44,7 +44,7 @@ impl Queue {
     ///
     /// # Errors
     /// If they cannot be read. They are lost then.
-    pub(super) fn new(spool: Spool) -> (Self, io::Result<()>) {
+    pub(in crate::control) fn new(spool: Spool) -> (Self, io::Result<()>) {
         let (lost, result) = match spool.note() {
             Ok(None) => (Lost::default(), Ok(())),
             Ok(Some(note)) => match Lost::from_note(&note) {
@@ -61,7 +61,7 @@ impl Queue {
     ///
     /// # Errors
     /// Why it does not fit.
-    pub(super) fn push(&mut self, event: &Event) -> Result<(), PushError> {
+    pub(in crate::control) fn push(&mut self, event: &Event) -> Result<(), PushError> {
         let reported = event.session.filter(|_| event.kind == Kind::Ended).map(|session| {
             // The end has these sums.
             self.usage.retain(|(_, usage)| {
@@ -91,7 +91,7 @@ impl Queue {
     }
 
     /// Forgets an allocation that has ended, if its end is not sent.
-    pub(super) fn forget(&mut self, event: &Event) {
+    pub(in crate::control) fn forget(&mut self, event: &Event) {
         if let Some(session) = event.session.filter(|_| event.kind == Kind::Ended) {
             self.reported.remove(&session);
         }
@@ -104,7 +104,7 @@ impl Queue {
     }
 
     /// Adds running sums, unless too many wait.
-    pub(super) fn push_usage(&mut self, event: &Rc<Event>) {
+    pub(in crate::control) fn push_usage(&mut self, event: &Rc<Event>) {
         if self.usage_bytes + event.json.len() <= MAX_USAGE {
             self.usage_bytes += event.json.len();
             self.usage.push_back((self.spool.end(), Rc::clone(event)));
@@ -112,7 +112,7 @@ impl Queue {
     }
 
     /// Drops the running sums that wait.
-    pub(super) fn clear_usage(&mut self) {
+    pub(in crate::control) fn clear_usage(&mut self) {
         self.usage.clear();
         self.usage_bytes = 0;
     }
@@ -134,7 +134,7 @@ impl Queue {
     ///
     /// # Errors
     /// If the file system fails.
-    pub(super) fn take(&mut self, most: usize, source: &Source) -> io::Result<Option<Taken>> {
+    pub(in crate::control) fn take(&mut self, most: usize, source: &Source) -> io::Result<Option<Taken>> {
         self.report_lost(source);
         let front = self.spool.front();
         let before_usage = self.usage.front().map_or(u64::MAX, |(before, _)| before.saturating_sub(front));
@@ -158,7 +158,7 @@ impl Queue {
     ///
     /// # Errors
     /// If that cannot be written: after a restart, they are sent again.
-    pub(super) fn acknowledge(&mut self, taken: &Taken) -> io::Result<()> {
+    pub(in crate::control) fn acknowledge(&mut self, taken: &Taken) -> io::Result<()> {
         self.spool.acknowledge(taken.last)
     }
 
@@ -166,25 +166,25 @@ impl Queue {
     ///
     /// # Errors
     /// If the file system fails.
-    pub(super) fn sync(&mut self) -> io::Result<()> {
+    pub(in crate::control) fn sync(&mut self) -> io::Result<()> {
         self.spool.sync()
     }
 
-    pub(super) fn spool(&self) -> &Spool {
+    pub(in crate::control) fn spool(&self) -> &Spool {
         &self.spool
     }
 
-    pub(super) fn set_limit(&mut self, limit: u64) {
+    pub(in crate::control) fn set_limit(&mut self, limit: u64) {
         self.spool.set_limit(limit);
     }
 
     /// Returns the number of events that wait, the one of what was lost included.
-    pub(super) fn waiting(&self) -> u64 {
+    pub(in crate::control) fn waiting(&self) -> u64 {
         self.spool.records() + self.usage.len() as u64 + u64::from(self.lost.is_pending)
     }
 
     /// Returns the numbers of events that were dropped, and of those that are damaged.
-    pub(super) fn dropped(&self) -> u64 {
+    pub(in crate::control) fn dropped(&self) -> u64 {
         let damage = self.spool.damage();
         self.dropped + damage.torn + damage.lost
     }
