@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
-use super::fleet::FleetInUse;
+use super::fleet;
 use super::follow::Follower;
 use super::listeners::{self, ListenError, Listeners, Neighbours, NewListeners};
 use super::offload::Offload;
@@ -195,7 +195,7 @@ pub(super) fn prepare(
         former_realms: Vec::new(),
         offload_interfaces: offloading.interfaces,
         challenges: Arc::default(),
-        fleet: FleetInUse::default(),
+        fleet: fleet::at_start(config),
         alternates: [Vec::new(), Vec::new()],
     };
     let snapshot = Arc::new(snapshot(config, &inputs, &addresses, acceptor));

@@ -13,6 +13,7 @@ mod state;
 pub(super) mod stream;
 
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rand::SeedableRng as _;
@@ -23,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::api::Published;
 use super::commands::Commands;
 use super::start::WorkerControl;
-use crate::clock::Clock;
+use crate::clock::{self, Clock};
 use crate::config::{self, Config};
 use crate::fleet::{Heartbeat, Nodes};
 use crate::http::InternalRequest;
@@ -43,7 +44,7 @@ pub(super) struct Settings {
     pub(super) fleet: config::Fleet,
     pub(super) node: String,
     /// Where a copy of the state is kept, if anywhere.
-    pub(super) state_file: Option<std::path::PathBuf>,
+    pub(super) state_file: Option<PathBuf>,
     /// Whether clients are redirected to other nodes.
     pub(super) alternates: bool,
     pub(super) allocations_per_user: u32,
@@ -211,11 +212,21 @@ impl Fleet {
     }
 }
 
+/// Returns what the server uses of the common state at its start, before the engine says more.
+pub(super) fn at_start(config: &Config) -> FleetInUse {
+    let file = config.fleet.as_ref().and(state_file(config));
+    file.map(|file| requests::read_state(&file).at(clock::unix_seconds())).unwrap_or_default()
+}
+
+fn state_file(config: &Config) -> Option<PathBuf> {
+    config.state_directory.as_ref().map(|directory| directory.join("fleet-state"))
+}
+
 fn settings(config: &Config) -> Option<Settings> {
     let fleet = config.fleet.clone()?;
     Some(Settings {
         node: config.node_name(),
-        state_file: config.state_directory.as_ref().map(|directory| directory.join("fleet-state")),
+        state_file: state_file(config),
         alternates: config.alternate.from_fleet,
         allocations_per_user: config.limits.allocations_per_user,
         fleet,

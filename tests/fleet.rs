@@ -1,0 +1,522 @@
+//! A fleet of five real relays on a cluster of three NATS servers, in a network namespace of its own.
+
+// `cfg(test)` makes clippy treat the helpers in a test binary as test code.
+#[cfg(test)]
+#[path = "fleet/engine.rs"]
+mod engine;
+#[cfg(test)]
+#[path = "http/client.rs"]
+mod http;
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod fleet {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::fmt::Write as _;
+    use std::net::{SocketAddr, UdpSocket};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use nix::sys::signal::Signal;
+    use serde_json::Value;
+    use turnserver::auth::KeyHash;
+    use turnserver::clock::{Clock, unix_seconds};
+    use turnserver::stun::Method;
+
+    use crate::engine::{self, Engine};
+    use crate::http::Http;
+    use crate::support::client::{self, Client, Login, Session};
+    use crate::support::network::in_own_network;
+    use crate::support::{Controlled, REALM, SECRET, TIMEOUT, TempDir, skip};
+
+    const NODES: usize = 5;
+    const KEY: &str = "a key of an application for tests";
+
+    /// Runs a test in a namespace of its own, if the engine is installed.
+    fn with_engine(test: impl FnOnce() + Send) {
+        if !engine::is_installed() {
+            return skip("nats-server is missing");
+        }
+        in_own_network(&["link set lo up"], test);
+    }
+
+    /// The nodes, each on an address of its own.
+    struct Fleet {
+        nodes: Vec<Option<Controlled>>,
+        /// The state directories.
+        directory: TempDir,
+        /// Further configuration.
+        more: String,
+        /// Further keys of `[fleet]`.
+        keys: String,
+    }
+
+    fn name(index: usize) -> String {
+        format!("node-{index}")
+    }
+
+    impl Fleet {
+        fn start(count: usize, more: &str, keys: &str) -> Self {
+            let (more, keys) = (more.to_owned(), keys.to_owned());
+            let mut fleet = Self { nodes: Vec::new(), directory: TempDir::new(), more, keys };
+            for index in 0..count {
+                fleet.nodes.push(None);
+                fleet.restart(index);
+            }
+            fleet
+        }
+
+        fn config(&self, index: usize) -> String {
+            let (address, hash) = (format!("127.0.1.{}", index + 1), KeyHash::of(KEY.as_bytes()).to_hex());
+            let state = self.directory.path().join(name(index));
+            std::fs::create_dir_all(&state).unwrap();
+            let mut config = format!("node = \"{}\"\nstate-directory = {state:?}\nrealm = \"{REALM}\"\n", name(index));
+            write!(
+                config,
+                "workers = 1\n[listen]\nudp = [\"{address}:3478\"]\ntcp = []\n[relay]\naddresses = [\"{address}\"]\n\
+                 ports = \"20000-23999\"\n[auth]\nsecrets = [{SECRET:?}]\n[peers]\nallow = [\"127.0.0.1\"]\n\
+                 [log]\nformat = \"json\"\n[offload]\nmode = \"off\"\n[http]\nlisten = [\"{address}:9641\"]\n\
+                 [[http.keys]]\nname = \"app\"\nsha256 = \"{hash}\"\n[fleet]\nservers = {}\n{}\n{}\n",
+                Engine::servers(),
+                self.keys,
+                self.more
+            )
+            .unwrap();
+            config
+        }
+
+        /// Starts a node that does not run.
+        fn restart(&mut self, index: usize) {
+            self.nodes[index] = Some(Controlled::start_with(&self.config(index)));
+        }
+
+        fn node(&self, index: usize) -> &Controlled {
+            self.nodes[index].as_ref().unwrap()
+        }
+
+        fn running(&self) -> impl Iterator<Item = &Controlled> {
+            self.nodes.iter().flatten()
+        }
+
+        fn kill(&mut self, index: usize) {
+            let node = self.nodes[index].take().unwrap();
+            node.server.signal(Signal::SIGKILL);
+            node.server.finish();
+        }
+
+        /// Waits until each node sees `count` nodes.
+        fn wait_for_nodes(&self, count: usize) {
+            for node in self.running() {
+                wait(|| {
+                    let fleet = node.json(&["--fleet", "status"]);
+                    let found = fleet["nodes"].as_array().unwrap().len();
+                    if found == count { Ok(()) } else { Err(fleet.to_string()) }
+                });
+            }
+        }
+
+        fn address(index: usize) -> SocketAddr {
+            SocketAddr::from(([127, 0, 1, u8::try_from(index + 1).unwrap()], 3478))
+        }
+
+        fn client(index: usize) -> Client {
+            Client::new(Self::address(index))
+        }
+
+        /// Requests credentials at a node. Returns the addresses in them, and the login.
+        fn credentials(index: usize, body: &str) -> (Vec<SocketAddr>, Login) {
+            let address = SocketAddr::new(Self::address(index).ip(), 9641);
+            let headers = format!("Authorization: Bearer {KEY}\r\nContent-Type: application/json\r\n");
+            let response = Http::tcp(address).request("POST", "/v1/ice-servers", &headers, body.as_bytes());
+            assert_eq!(response.status, 201, "{}", response.body);
+            let value: Value = serde_json::from_str(&response.body).unwrap();
+            let server = &value["iceServers"][0];
+            let urls = server["urls"].as_array().unwrap().iter().map(|url| {
+                let text = url.as_str().unwrap();
+                text.strip_prefix("turn:").unwrap().strip_suffix("?transport=udp").unwrap().parse().unwrap()
+            });
+            let text = |key: &str| server[key].as_str().unwrap();
+            (urls.collect(), Login::new(text("username"), text("credential")))
+        }
+    }
+
+    fn wait<T>(mut look: impl FnMut() -> Result<T, String>) -> T {
+        wait_within(TIMEOUT, &mut look).0
+    }
+
+    /// Waits for a result, and returns how long that took.
+    fn wait_within<T>(limit: Duration, mut look: impl FnMut() -> Result<T, String>) -> (T, Duration) {
+        let clock = Clock::start();
+        loop {
+            match look() {
+                Ok(found) => return (found, clock.elapsed()),
+                Err(why) => assert!(clock.elapsed() < limit, "{why}"),
+            }
+        }
+    }
+
+    /// What a call has relayed.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    struct Relayed {
+        to_peers: u64,
+        to_client: u64,
+    }
+
+    /// A call that goes on until it is told to end. Nothing of it may get lost.
+    struct Call {
+        client: Client,
+        session: Session,
+        relay: SocketAddr,
+        peer: UdpSocket,
+        relayed: Relayed,
+    }
+
+    impl Call {
+        fn start(index: usize, login: &Login) -> Result<Self, u16> {
+            let client = Fleet::client(index);
+            let (session, relay) = client.allocate(login)?;
+            let peer = client::socket("127.0.0.1:0".parse().unwrap());
+            client.permit(&session, peer.local_addr().unwrap());
+            Ok(Self { client, session, relay, peer, relayed: Relayed::default() })
+        }
+
+        /// Relays a datagram in each direction, and waits for both.
+        fn exchange(&mut self, bytes: usize) {
+            self.client.send_to_peer(self.peer.local_addr().unwrap(), &vec![1; bytes]);
+            assert_eq!(client::receive(&self.peer).0.len(), bytes);
+            self.peer.send_to(&vec![2; bytes / 2], self.relay).unwrap();
+            self.client.receive();
+            self.relayed.to_peers += bytes as u64;
+            self.relayed.to_client += bytes as u64 / 2;
+        }
+
+        fn end(self) -> Relayed {
+            self.client.delete(&self.session);
+            self.relayed
+        }
+
+        /// Refreshes the allocation. Returns the error code, if any.
+        fn refresh(&mut self) -> Option<u16> {
+            let refresh = |call: &Self| call.client.request(&call.session, Method::REFRESH, &|_| {}).error();
+            let error = refresh(self);
+            if error == Some(438) {
+                // The secrets, and with them the nonces, have changed.
+                self.session = self.client.renew(&self.session);
+                return refresh(self);
+            }
+            error
+        }
+    }
+
+    /// Runs calls on all nodes while something happens. Returns what each has relayed.
+    fn under_calls<T>(calls: Vec<Call>, during: impl FnOnce() -> T) -> (Vec<Call>, T) {
+        let ends = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let running: Vec<_> = calls
+                .into_iter()
+                .map(|mut call| {
+                    let ends = &ends;
+                    scope.spawn(move || {
+                        while !ends.load(Ordering::Relaxed) {
+                            call.exchange(300);
+                            thread::sleep(Duration::from_millis(5));
+                        }
+                        call
+                    })
+                })
+                .collect();
+            let result = during();
+            ends.store(true, Ordering::Relaxed);
+            (running.into_iter().map(|call| call.join().unwrap()).collect(), result)
+        })
+    }
+
+    /// Sums up the events as a billing program does: the greatest sums of each allocation count.
+    fn totals(events: &[Value]) -> (BTreeSet<String>, BTreeSet<String>, Relayed) {
+        let mut sums: BTreeMap<String, Relayed> = BTreeMap::new();
+        let (mut started, mut ended) = (BTreeSet::new(), BTreeSet::new());
+        for event in events.iter().filter(|event| event["session"].is_string()) {
+            let id = format!("{}.{}", event["boot"].as_str().unwrap(), event["session"].as_str().unwrap());
+            let number = |key: &str| event[key].as_u64().unwrap_or_default();
+            let sum = sums.entry(id.clone()).or_default();
+            sum.to_peers = sum.to_peers.max(number("bytes_to_peers"));
+            sum.to_client = sum.to_client.max(number("bytes_to_client"));
+            match event["type"].as_str().unwrap() {
+                "allocation.started" => drop(started.insert(id)),
+                "allocation.ended" => drop(ended.insert(id)),
+                _ => {}
+            }
+        }
+        let add = |sum: Relayed, own: &Relayed| Relayed {
+            to_peers: sum.to_peers + own.to_peers,
+            to_client: sum.to_client + own.to_client,
+        };
+        (started, ended, sums.values().fold(Relayed::default(), add))
+    }
+
+    #[test]
+    fn credentials_name_two_live_nodes_and_none_that_is_killed_or_drains() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let mut fleet = Fleet::start(NODES, "", "");
+            fleet.wait_for_nodes(NODES);
+            let mut named = BTreeSet::new();
+            for request in 0..50 {
+                let (addresses, login) = Fleet::credentials(request % NODES, "{}");
+                assert_eq!(addresses.iter().collect::<BTreeSet<_>>().len(), 2, "{addresses:?}");
+                named.extend(addresses.iter().copied());
+                // They are valid at both.
+                for address in addresses {
+                    Client::new(address).allocate(&login).unwrap();
+                }
+            }
+            assert_eq!(named.len(), NODES, "{named:?}");
+            // A node that is killed is out within ten seconds, and one that drains at once.
+            fleet.node(2).lines(&["--fleet", "--node", "node-1", "drain"]);
+            fleet.kill(4);
+            let avoids = |index: usize| {
+                move || {
+                    let named: Vec<SocketAddr> = (0..20).flat_map(|_| Fleet::credentials(0, "{}").0).collect();
+                    if named.contains(&Fleet::address(index)) { Err(format!("{named:?}")) } else { Ok(()) }
+                }
+            };
+            wait_within(Duration::from_secs(5), avoids(1));
+            let (_, killed) = wait_within(Duration::from_secs(12), avoids(4));
+            assert!(killed < Duration::from_secs(10), "{killed:?}");
+            eprintln!("a killed node was out after {:.1} s", killed.as_secs_f64());
+            let lines = fleet.node(0).lines(&["--fleet", "status"]);
+            assert!(lines.iter().any(|line| line.starts_with("node-1") && line.contains("draining")), "{lines:?}");
+            fleet.node(0).lines(&["--fleet", "--node", "node-1", "resume"]);
+            // A node that stops says so.
+            let node = fleet.nodes[3].take().unwrap();
+            node.server.terminate();
+            wait_within(Duration::from_secs(5), avoids(3));
+        });
+    }
+
+    #[test]
+    fn ten_thousand_allocations_are_spread_over_the_nodes() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let fleet = Fleet::start(NODES, "", "nodes-per-credential = 1");
+            fleet.wait_for_nodes(NODES);
+            let mut clients = Vec::new();
+            let mut counts: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+            for request in 0..10_000 {
+                let (addresses, login) = Fleet::credentials(request % NODES, "{}");
+                let client = Client::new(addresses[0]);
+                client.allocate(&login).unwrap();
+                *counts.entry(addresses[0]).or_default() += 1;
+                clients.push(client);
+            }
+            let most = counts.values().max().unwrap();
+            eprintln!(
+                "10000 allocations: {:?}, the most are {:.2} of the mean",
+                counts.values(),
+                *most as f64 / 2000.0
+            );
+            assert_eq!(counts.values().sum::<usize>(), 10_000);
+            assert!(counts.len() == NODES && *most < 2_400, "{counts:?}");
+        });
+    }
+
+    #[test]
+    fn calls_and_credentials_go_on_without_the_engine_and_the_sums_are_right_after_it() {
+        with_engine(|| {
+            let mut engine = Engine::start();
+            let mut fleet = Fleet::start(NODES, "", "");
+            fleet.wait_for_nodes(NODES);
+            let (mut expected, mut count) = (Relayed::default(), 0);
+            let mut add = |relayed: Relayed| {
+                expected.to_peers += relayed.to_peers;
+                expected.to_client += relayed.to_client;
+                count += 1;
+            };
+            let short = |index: usize| {
+                let mut call = Call::start(index % NODES, &Login::mint("short", 600)).unwrap();
+                call.exchange(100 + index);
+                call.end()
+            };
+            const RESTARTED: usize = 3;
+            let long = (0..2 * NODES).filter(|index| index % NODES != RESTARTED);
+            let login = |index: usize| Login::mint(&format!("user-{index}"), 600);
+            let long = long.map(|index| Call::start(index % NODES, &login(index)).unwrap()).collect();
+            let mut at_restarted = Call::start(RESTARTED, &login(0)).unwrap();
+            let (long, ()) = under_calls(long, || {
+                // The server that leads the stream goes away.
+                let leader = engine.kill_leader("turn_events");
+                (0..20).for_each(|index| add(short(index)));
+                engine.restart(leader);
+                // All of the engine goes away.
+                (0..3).for_each(|index| engine.kill(index));
+                wait(|| {
+                    let fleet = fleet.node(0).json(&["--fleet", "status"]);
+                    if fleet["connected"] == false { Ok(()) } else { Err(fleet.to_string()) }
+                });
+                (0..50).for_each(|index| add(short(index)));
+                // Longer than a node may be silent: the last view stays.
+                let clock = Clock::start();
+                while clock.elapsed() < Duration::from_secs(12) {
+                    assert_eq!(Fleet::credentials(0, "{}").0.len(), 2);
+                    thread::sleep(Duration::from_millis(100));
+                }
+                // A node stops and starts again: what it has to say is on its disk.
+                at_restarted.exchange(777);
+                add(at_restarted.relayed);
+                fleet.nodes[RESTARTED].take().unwrap().server.terminate();
+                fleet.restart(RESTARTED);
+                add(short(RESTARTED));
+                (0..3).for_each(|index| engine.restart(index));
+            });
+            long.into_iter().for_each(|call| add(call.end()));
+            let events = engine.wait_for_events(|events| totals(events).1.len() >= count);
+            let (started, ended, sums) = totals(&events);
+            assert_eq!((started.len(), ended.len()), (count, count), "{:?}", engine::kinds(&events));
+            assert_eq!(sums, expected, "to the byte");
+            eprintln!("{count} allocations, {sums:?}, in {} events: {:?}", events.len(), engine::kinds(&events));
+            fleet.wait_for_nodes(NODES);
+        });
+    }
+
+    #[test]
+    fn a_revoked_user_is_off_all_nodes_within_a_second_and_off_one_that_starts_later() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let mut fleet = Fleet::start(NODES, "", "");
+            fleet.wait_for_nodes(NODES);
+            let (ann, bob) = (Login::mint("ann", 600), Login::mint("bob", 600));
+            fleet.kill(4);
+            let mut of_ann: Vec<Call> = (0..4).map(|index| Call::start(index, &ann).unwrap()).collect();
+            let of_bob = (0..4).map(|index| Call::start(index, &bob).unwrap()).collect();
+            fleet.wait_for_nodes(4);
+            let (of_bob, elapsed) = under_calls(of_bob, || {
+                let clock = Clock::start();
+                let revoked = fleet.node(2).json(&["--fleet", "revoke", &ann.username]);
+                assert_eq!(revoked["nodes"].as_array().unwrap().len(), 4, "{revoked}");
+                for call in &mut of_ann {
+                    assert!(matches!(call.refresh(), Some(401 | 437)), "the allocation is there");
+                }
+                clock.elapsed()
+            });
+            assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+            eprintln!("off four nodes after {} ms", elapsed.as_millis());
+            assert_eq!(of_bob.len(), 4);
+            fleet.restart(4);
+            fleet.wait_for_nodes(NODES);
+            wait(|| match Call::start(4, &ann) {
+                Err(401) => Ok(()),
+                other => Err(format!("{:?}", other.err())),
+            });
+            // Also if the engine is away when it starts.
+            drop(_engine);
+            fleet.kill(4);
+            fleet.restart(4);
+            assert_eq!(Call::start(4, &ann).err(), Some(401));
+            assert!(Call::start(4, &bob).is_ok());
+        });
+    }
+
+    #[test]
+    fn a_secret_is_rotated_under_calls_without_touching_a_node() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let fleet = Fleet::start(NODES, "", "");
+            fleet.wait_for_nodes(NODES);
+            let place = TempDir::new();
+            let file = |text: &str| place.write(text.split(' ').next().unwrap(), text).display().to_string();
+            let first = file("first secret of all the nodes");
+            fleet.node(0).lines(&["--fleet", "secret", "add", "--id", "first", "--file", &first]);
+            let old = Fleet::credentials(1, r#"{"user":"old"}"#).1;
+            let calls = (0..NODES).map(|index| Call::start(index, &old).unwrap()).collect();
+            let (mut calls, ()) = under_calls(calls, || {
+                let second = file("second secret of all the nodes");
+                fleet.node(3).lines(&["--fleet", "secret", "add", "--id", "second", "--file", &second]);
+                let new = Fleet::credentials(4, r#"{"user":"new"}"#).1;
+                for index in 0..NODES {
+                    // Both are valid.
+                    assert!(Call::start(index, &new).is_ok() && Call::start(index, &old).is_ok());
+                }
+                let end = (unix_seconds() + 2).to_string();
+                fleet.node(0).lines(&["--fleet", "secret", "retire", "--id", "first", "--at", &end]);
+                wait(|| if Call::start(2, &old).is_err() { Ok(()) } else { Err("it is still valid".to_owned()) });
+                assert!(Call::start(2, &new).is_ok());
+            });
+            // The allocations go on until a Refresh, which needs valid credentials.
+            for call in &mut calls {
+                wait(|| if call.refresh() == Some(401) { Ok(()) } else { Err("it is still valid".to_owned()) });
+            }
+            let secrets = fleet.node(0).json(&["--fleet", "secret", "list"]);
+            let text = secrets.to_string();
+            assert!(text.contains("second") && !text.contains("secret of all the nodes"), "{text}");
+            let log: String =
+                fleet.running().flat_map(|node| node.server.logs()).map(|line| line.text().to_owned()).collect();
+            assert!(!log.contains("secret of all the nodes"), "{log}");
+        });
+    }
+
+    #[test]
+    fn a_user_on_all_nodes_exceeds_the_limit_by_no_more_than_the_first_shares() {
+        with_engine(|| {
+            const LIMIT: usize = 32;
+            const FIRST: usize = 16;
+            let mut engine = Engine::start();
+            let limits = format!("[limits]\nallocations-per-user = {LIMIT}\nallocations-per-second-per-user = 0\n");
+            let fleet = Fleet::start(NODES, &limits, "limits = \"fleet\"");
+            fleet.wait_for_nodes(NODES);
+            // One node after the other: the records have time to agree.
+            let ann = Login::mint("ann", 600);
+            let mut clients = Vec::new();
+            let try_all = |login: &Login, clients: &mut Vec<Client>, index: usize| {
+                let mut admitted = 0;
+                for _ in 0..LIMIT + 1 {
+                    let client = Fleet::client(index);
+                    match client.allocate(login) {
+                        Ok(_) => {
+                            admitted += 1;
+                            clients.push(client);
+                        }
+                        Err(486) => break,
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+                admitted
+            };
+            let mut counts = Vec::new();
+            for index in 0..NODES {
+                counts.push(try_all(&ann, &mut clients, index));
+                thread::sleep(Duration::from_millis(2_500));
+            }
+            // What was not used comes to who needs it.
+            for index in 0..NODES {
+                counts[index] += try_all(&ann, &mut clients, index);
+            }
+            let sum: usize = counts.iter().sum();
+            eprintln!("one node after the other: {counts:?}, {sum} of {LIMIT}");
+            assert!(sum <= LIMIT + FIRST * (NODES - 1), "{counts:?}");
+            // A user at one node gets the whole limit there, as soon as the node has the lease.
+            let dan = Login::mint("dan", 600);
+            let first = try_all(&dan, &mut clients, 0);
+            assert_eq!(first, FIRST);
+            let mut whole = first;
+            wait(|| {
+                whole += try_all(&dan, &mut clients, 0);
+                // Responses to this machine are limited.
+                thread::sleep(Duration::from_millis(250));
+                if whole == LIMIT { Ok(()) } else { Err(format!("{whole} allocations")) }
+            });
+            // All at once.
+            let bob = Login::mint("bob", 600);
+            let at_once: usize = (0..NODES).map(|index| try_all(&bob, &mut clients, index)).sum();
+            eprintln!("all nodes at once: {at_once} of {LIMIT}");
+            assert!((LIMIT..=LIMIT + FIRST * (NODES - 1)).contains(&at_once));
+            // Without the engine, each node keeps to its share.
+            (0..3).for_each(|index| engine.kill(index));
+            let eve = Login::mint("eve", 600);
+            let without: Vec<usize> = (0..NODES).map(|index| try_all(&eve, &mut clients, index)).collect();
+            eprintln!("without the engine: {without:?}");
+            assert!(without.iter().all(|count| *count == FIRST), "{without:?}");
+        });
+    }
+}
