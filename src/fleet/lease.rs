@@ -136,7 +136,8 @@ impl fmt::Debug for Key {
 }
 
 /// What the caller has to do. Each `Read`, `Write` and `Delete` gets exactly one of the responses
-/// [`read`](Leases::read), [`written`](Leases::written), [`refused`](Leases::refused) and [`failed`](Leases::failed).
+/// [`read`](Leases::read), [`unreadable`](Leases::unreadable), [`written`](Leases::written),
+/// [`refused`](Leases::refused) and [`failed`](Leases::failed).
 #[derive(Clone, PartialEq, Eq)]
 pub enum Output {
     /// Apply this share to the user, then count the user's allocations and report them with [`Leases::applied`].
@@ -409,7 +410,17 @@ impl Leases {
         self.schedule(key, now.plus(pause));
     }
 
-    /// Takes that there was no response in time, or one that cannot be used. Whether a write took effect is unknown.
+    /// Takes that a read found something that is no record of this version. The user keeps the share that it has.
+    pub fn unreadable(&mut self, key: Key, now: Instant) {
+        if !self.responded(key) {
+            return;
+        }
+        let Some(user) = self.users.get_mut(&key) else { return };
+        (user.revision, user.step) = (None, Step::Due);
+        self.schedule(key, now.plus(LONG_RENEWAL));
+    }
+
+    /// Takes that there was no response in time, or an error. Whether a write took effect is unknown.
     pub fn failed(&mut self, key: Key, now: Instant, rng: &mut impl Rng) {
         if !self.responded(key) {
             return;

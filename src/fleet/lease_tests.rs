@@ -430,6 +430,26 @@ fn a_full_record_admits_nothing_new_at_further_nodes() {
 }
 
 #[test]
+fn an_unreadable_record_is_not_overwritten() {
+    let rng = &mut StdRng::seed_from_u64(1);
+    let at = |seconds| Instant::from_elapsed(Duration::from_secs(seconds));
+    let mut leases = Leases::new("a", Limits { allocations: 32, nodes: 5 });
+    let key = Key::of(USER);
+    leases.engine(true, at(0), rng);
+    leases.count_changed(USER, 1, at(1));
+    leases.advance(at(1), EPOCH);
+    assert!(matches!(leases.next_output(), Some(Output::Write { revision: 0, .. })));
+    leases.refused(key, at(1), rng);
+    for minute in 0..3 {
+        leases.advance(at(1 + 60 * minute), EPOCH);
+        assert_eq!(leases.next_output(), Some(Output::Read { key }));
+        leases.unreadable(key, at(1 + 60 * minute));
+        assert_eq!(leases.next_output(), None);
+    }
+    assert_eq!(leases.share(USER), Share { allocations: 16, bytes: 500_000 });
+}
+
+#[test]
 fn the_number_of_users_and_of_requests_is_bounded() {
     let mut leases = Leases::new("a", Limits { allocations: 32, nodes: 5 });
     let now = Instant::from_elapsed(Duration::from_secs(1));

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::Heartbeat;
 use super::fields::{self, Fields, Malformed, VERSION};
 
-/// What each node holds for one user.
+/// What each node holds for one user. The bucket may let a record expire ten minutes after its last write.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
     /// The holders, by the names of their nodes.
