@@ -1,6 +1,6 @@
 //! The leases of users over all nodes: carries out what [`Leases`] decides.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -28,6 +28,8 @@ struct Holder {
     session: Rc<Session>,
     /// There may be outputs, or something is due earlier.
     changed: Notify,
+    /// How often the engine has gone away or come back.
+    connections: Cell<u64>,
 }
 
 /// Ends the leases of a session when it is dropped: the limits of this node apply again.
@@ -52,6 +54,7 @@ pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) -> Ended {
         leases: RefCell::new(Leases::new(&session.settings.node, limits)),
         session: Rc::clone(session),
         changed: Notify::new(),
+        connections: Cell::new(0),
     });
     tasks.spawn_local(follow_users(Rc::clone(&holder)));
     tasks.spawn_local(follow_engine(Rc::clone(&holder)));
@@ -87,6 +90,7 @@ async fn follow_engine(holder: Rc<Holder>) {
         let (mut leases, limits) = (holder.leases.borrow_mut(), limits(session));
         if is_up != was_up {
             was_up = is_up;
+            holder.connections.update(|count| count + 1);
             with_rng(|rng| leases.engine(is_up, session.inputs.now(), rng));
             holder.changed.notify_one();
         }
@@ -162,9 +166,10 @@ async fn carry_out(holder: Rc<Holder>) {
 
 /// Sends a request of the leases to the engine, and tells them the response.
 async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
-    let session = &holder.session;
+    let (session, connections) = (&holder.session, holder.connections.get());
     enum Response {
         Read(Option<(u64, Record)>),
+        Unreadable,
         Written(u64),
         Refused,
         Failed,
@@ -174,8 +179,8 @@ async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
             let response = match store.entry(key.to_string()).await {
                 Ok(Some(entry)) if entry.operation == Operation::Put => match Record::from_json(&entry.value) {
                     Ok(record) => Response::Read(Some((entry.revision, record))),
-                    // It is replaced.
-                    Err(_) => Response::Read(Some((entry.revision, Record::default()))),
+                    // Of a later version.
+                    Err(_) => Response::Unreadable,
                 },
                 Ok(_) => Response::Read(None),
                 Err(_) => Response::Failed,
@@ -210,7 +215,12 @@ async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
     };
     let (now, unix) = (session.inputs.now(), clock::unix_seconds());
     let mut leases = holder.leases.borrow_mut();
+    // What was asked before the engine went away or came back has no response.
+    if holder.connections.get() != connections {
+        return;
+    }
     match response {
+        Response::Unreadable => leases.unreadable(key, now),
         Response::Read(found) => leases.read(key, found, now, unix),
         Response::Written(revision) => leases.written(key, revision, now, unix),
         Response::Refused => with_rng(|rng| leases.refused(key, now, rng)),
