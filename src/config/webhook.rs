@@ -345,10 +345,10 @@ mod tests {
         let url = "url = \"https://a.example/secret-token\"\n";
         for (keys, part) in [
             ("events = []", "`webhook.events` is empty"),
-            ("events = [\"end\"]", "did you mean `ended`?"),
+            ("events = [\"endet\"]", "did you mean `ended`?"),
             ("batch = 0", "`webhook.batch` must be between 1 and 1000"),
             ("spool = 1000", "`webhook.spool` must be between 65536 and"),
-            ("timeout = 0", "`webhook.timeout` must be between 1s and 1m"),
+            ("timeout = \"2m\"", "`webhook.timeout` must be between 1s and 1m"),
             ("ca-file = \"/nonexistent\"", "`webhook.ca-file`: `/nonexistent` cannot be read"),
         ] {
             let error = error(&format!("{url}{keys}"));

@@ -265,9 +265,9 @@ enum Step {
     Push(usize),
     Acknowledge(usize),
     Restart,
-    /// The machine loses the end of the last segment, up to this fraction of what was added since the last
+    /// The machine loses the end of the last segment, up to so many thousandths of what was added since the last
     /// synchronization, and perhaps the last position.
-    Crash(f64, bool),
+    Crash(usize, bool),
     Synchronize,
 }
 
@@ -276,7 +276,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (0_usize..300).prop_map(Step::Push),
         2 => (1_usize..30).prop_map(Step::Acknowledge),
         1 => Just(Step::Restart),
-        1 => (0.0..1.0, any::<bool>()).prop_map(|(fraction, position)| Step::Crash(fraction, position)),
+        1 => (0_usize..1000, any::<bool>()).prop_map(|(part, position)| Step::Crash(part, position)),
         1 => Just(Step::Synchronize),
     ]
 }
@@ -324,7 +324,7 @@ proptest! {
                     spool.sync().unwrap();
                     unsynchronized = 0;
                 }
-                Step::Crash(fraction, loses_position) => {
+                Step::Crash(part, loses_position) => {
                     drop(spool);
                     if loses_position {
                         let _ = fs::remove_file(place.0.join("position"));
@@ -334,7 +334,7 @@ proptest! {
                         // Not more than what was not synchronized, and not what earlier segments have.
                         let unsynced: usize = model.iter().rev().take(unsynchronized).map(|r| HEADER + r.len()).sum();
                         let bytes = fs::read(last).unwrap();
-                        let lost = (fraction * unsynced.min(bytes.len()) as f64) as usize;
+                        let lost = unsynced.min(bytes.len()) * part / 1000;
                         fs::write(last, &bytes[..bytes.len() - lost]).unwrap();
                     }
                     spool = place.open(SMALL);
