@@ -64,7 +64,8 @@ mod metrics {
         }
     }
 
-    /// Returns the metrics of a server that orders its certificate, and has one, and whose webhook has sent something.
+    /// Returns the metrics of a server that orders its certificate, and has one, whose webhook has sent something, and whose
+    /// fleet cannot be reached.
     fn page_with_orders() -> String {
         const AUTHORITY: &str = "https://127.0.0.1:1/directory";
         let (authority, directory) = (Authority::new(unix_seconds()), TempDir::new());
@@ -78,7 +79,8 @@ mod metrics {
         let more = format!(
             "[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\ndirectory = {AUTHORITY:?}\n\
              state-directory = {state:?}\n[control]\nsocket = {socket:?}\n\
-             [webhook]\nurl = {url:?}\nsecret-file = {secret:?}\ninterval = 0\n"
+             [webhook]\nurl = {url:?}\nsecret-file = {secret:?}\ninterval = 0\n\
+             [fleet]\nservers = [\"nats://127.0.0.1:1\"]\n"
         );
         let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1"], &more));
         server.wait_for_log(|line| line.field("event").as_deref() == Some("acme-waiting"));

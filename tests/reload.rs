@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 67] = [
+    const LIVE: [(&str, &str); 70] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -171,6 +171,14 @@ mod reload {
             "{ url = 'http://127.0.0.1:7/', secret-file = 'SIGNING', events = ['ended'], batch = 7, interval = '2s', \
              spool = 65536, timeout = '7s', ca-file = 'AUTHORITY', allow-http = true }",
         ),
+        ("node", "'fra-1'"),
+        ("fleet", "{ servers = ['nats://127.0.0.1:1'] }"),
+        (
+            "fleet",
+            "{ servers = ['nats://127.0.0.1:2', 'nats://127.0.0.1:1'], user = 'ann', password-file = 'TOKEN', ca-file = \
+             'AUTHORITY', name = 'other', region = 'eu', weight = 7, urls = ['turn:a.example:3478?transport=udp'], limits = \
+             'fleet', regions-file = 'REGIONS', nodes-per-credential = 3, replicas = 1 }",
+        ),
         ("tls.certificates", "[{ certificate = 'FURTHER-CERTIFICATE', private-key = 'OTHER-KEY' }]"),
         ("tls.certificate", "'CERTIFICATE'"),
         ("tls.private-key", "'KEY'"),
@@ -186,6 +194,7 @@ mod reload {
         let further = authority.write(&authority.issue(&["web.example.org"]), more.path());
         let secrets = directory.write("secrets", "a third secret for tests\n");
         let token = directory.write("token", "a-token-of-sufficient-length\n");
+        let regions = directory.write("regions", "198.51.100.0/24 eu\n");
         let signing = directory.write("signing", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=\n");
         let root = directory.write("root.pem", &authority.root());
         let further_key = format!("[[http.keys]]\nname = 'further'\nsha256 = '{}'\n", "3".repeat(64));
@@ -196,6 +205,7 @@ mod reload {
             ("SIGNING", signing.display().to_string()),
             ("AUTHORITY", root.display().to_string()),
             ("TOKEN", token.display().to_string()),
+            ("REGIONS", regions.display().to_string()),
             ("'FURTHER'", format!("{keys_file:?}")),
             ("HASH", "1".repeat(64)),
             ("'OTHER'", format!("{:?}", "2".repeat(64))),
@@ -230,7 +240,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..65].iter().map(std::slice::from_ref).chain([&LIVE[65..]]);
+            let steps = LIVE[..68].iter().map(std::slice::from_ref).chain([&LIVE[68..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use async_nats::jetstream::{self, Context, stream};
+use async_nats::{Client, ConnectOptions};
 use futures_util::StreamExt as _;
 use serde_json::Value;
 use turnserver::clock::Clock;
@@ -114,21 +115,28 @@ impl Engine {
 
     /// Runs something with a connection of its own.
     pub(crate) fn run<T>(&self, work: impl AsyncFnOnce(Context) -> T) -> T {
-        let options = async_nats::ConnectOptions::new().request_timeout(Some(Duration::from_secs(2)));
-        let options = match &self.login {
-            Some((user, password)) => options.user_and_password(user.clone(), password.clone()),
-            None => options,
-        };
+        match &self.login {
+            Some((user, password)) => self.run_as(user, password, async |_, jetstream| work(jetstream).await),
+            None => self.run_with(options(), async |_, jetstream| work(jetstream).await),
+        }
+    }
+
+    /// Runs something with a connection of a user.
+    pub(crate) fn run_as<T>(&self, user: &str, password: &str, work: impl AsyncFnOnce(Client, Context) -> T) -> T {
+        self.run_with(options().user_and_password(user.to_owned(), password.to_owned()), work)
+    }
+
+    fn run_with<T>(&self, options: ConnectOptions, work: impl AsyncFnOnce(Client, Context) -> T) -> T {
         self.runtime.block_on(async {
             let servers: Vec<String> = (0..SERVERS).map(|index| format!("127.0.0.1:{}", 4222 + index)).collect();
             let client = loop {
-                match options.clone_for(&servers).await {
+                match options.clone().connect(servers.clone()).await {
                     Ok(client) => break client,
                     // The servers have just started.
                     Err(_) => tokio::task::yield_now().await,
                 }
             };
-            work(jetstream::new(client)).await
+            work(client.clone(), jetstream::new(client)).await
         })
     }
 
@@ -152,7 +160,8 @@ impl Engine {
     }
 }
 
-async fn read(jetstream: &Context) -> Option<Vec<Value>> {
+/// Reads the events of the stream.
+pub(crate) async fn read(jetstream: &Context) -> Option<Vec<Value>> {
     let mut stream = jetstream.get_stream("turn_events").await.ok()?;
     let count = stream.info().await.ok()?.state.messages;
     let consumer = stream.create_consumer(jetstream::consumer::pull::OrderedConfig::default()).await.ok()?;
@@ -165,14 +174,8 @@ async fn read(jetstream: &Context) -> Option<Vec<Value>> {
     Some(events)
 }
 
-trait CloneFor {
-    async fn clone_for(&self, servers: &[String]) -> Result<async_nats::Client, async_nats::ConnectError>;
-}
-
-impl CloneFor for async_nats::ConnectOptions {
-    async fn clone_for(&self, servers: &[String]) -> Result<async_nats::Client, async_nats::ConnectError> {
-        self.clone().connect(servers.to_vec()).await
-    }
+fn options() -> ConnectOptions {
+    ConnectOptions::new().request_timeout(Some(Duration::from_secs(2)))
 }
 
 /// Returns the number of events of each type.
