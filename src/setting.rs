@@ -36,6 +36,10 @@ settings! {
     RELAY_PORTS = "relay.ports";
     AUTH_SECRETS = "auth.secrets";
     AUTH_SECRETS_FILE = "auth.secrets-file";
+    AUTH_REDIS = "auth.redis";
+    AUTH_REDIS_URL = "auth.redis.url";
+    AUTH_REDIS_PASSWORD_FILE = "auth.redis.password-file";
+    AUTH_REDIS_CA_FILE = "auth.redis.ca-file";
     OFFLOAD_MODE = "offload.mode";
     PEERS_ALLOW = "peers.allow";
     STATIC_USER_ALLOCATIONS = "auth.users.allocations";

@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 70] = [
+    const LIVE: [(&str, &str); 71] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -106,6 +106,7 @@ mod reload {
         ("auth.users", "[{ name = 'bob', password = 'another password' }]"),
         ("auth.users", "[{ name = 'bob', password = 'another password', allocations = 3 }]"),
         ("auth.users", "[{ name = 'bob', key = '8493fbc53ba582fb4c044c456bdc40eb' }]"),
+        ("auth.redis", "{ url = 'unix:///nonexistent' }"),
         ("peers.allow", "['127.0.0.1', '10.0.0.0/8']"),
         ("peers.deny", "['198.51.100.0/24']"),
         ("peers.nat64-prefixes", "['2001:db8:64::/96']"),
@@ -240,7 +241,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..68].iter().map(std::slice::from_ref).chain([&LIVE[68..]]);
+            let steps = LIVE[..69].iter().map(std::slice::from_ref).chain([&LIVE[69..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()

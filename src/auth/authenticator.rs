@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use sha2::{Digest as _, Sha256};
 
-use super::time_limited::{self, Malformed, NoSecretMatched, Reading};
+use super::time_limited::{self, Malformed, NoSecretMatched, Reading, TimeLimitedUsername};
 use super::{HumanSeconds, Identity, KeyAlgorithm, LongTermKey, Revocations, Secret, SecurityFeatures, TestLink};
 
 /// Authenticates requests with the realm, the shared secrets and the static users (RFC 8489 §9.2.4).
@@ -23,6 +23,8 @@ pub struct Authenticator {
     revoked: Revocations,
     /// The secret of the credentials of test links.
     test_links: Option<Secret>,
+    /// Whether a user database has further users.
+    has_database: bool,
     /// Realms in which keys of existing allocations may have been derived.
     former_realms: Vec<String>,
 }
@@ -108,6 +110,7 @@ impl Authenticator {
             dummy_key,
             revoked: Revocations::default(),
             test_links: None,
+            has_database: false,
             former_realms: Vec::new(),
         }
     }
@@ -148,6 +151,13 @@ impl Authenticator {
         Self { test_links: Some(secret), ..self }
     }
 
+    /// Sets that a user database has further users. Their names are not known in advance, and of each only the MD5 key is
+    /// known, so neither username anonymity nor password algorithms are announced.
+    #[must_use]
+    pub fn with_database(self) -> Self {
+        Self { has_database: true, ..self }
+    }
+
     /// Sets the realms of earlier configurations. They matter only for [`standing`](Self::standing): a new request needs
     /// the present realm.
     #[must_use]
@@ -171,11 +181,12 @@ impl Authenticator {
     /// Returns the features that a challenge may announce.
     ///
     /// Username anonymity is announced only if every username can be found by its hash. The username of a time-limited
-    /// credential cannot. Password algorithms are announced only if every static user has a key for each.
+    /// credential cannot. Password algorithms are announced only if every static user has a key for each. A user database
+    /// rules out both.
     #[must_use]
     pub fn features(&self) -> SecurityFeatures {
-        let username_anonymity = self.secrets.is_empty() && !self.users.is_empty();
-        let password_algorithms = self.users.values().all(|user| user.sha256.is_some());
+        let username_anonymity = self.secrets.is_empty() && !self.users.is_empty() && !self.has_database;
+        let password_algorithms = self.users.values().all(|user| user.sha256.is_some()) && !self.has_database;
         SecurityFeatures { password_algorithms, username_anonymity }
     }
 
@@ -183,6 +194,20 @@ impl Authenticator {
     #[must_use]
     pub fn username_for(&self, userhash: &[u8; 32]) -> Option<&str> {
         self.names.get(userhash).map(String::as_str)
+    }
+
+    /// Returns whether the configuration alone decides about requests of `username`: it is a static user, or a
+    /// time-limited username for which there is a secret.
+    #[must_use]
+    pub fn decides_about(&self, username: &str) -> bool {
+        let has_secret = |parsed: TimeLimitedUsername<'_>| self.secrets_for(parsed.user).next().is_some();
+        self.users.contains_key(username) || time_limited::check_username(username).is_ok_and(has_secret)
+    }
+
+    /// Checks the message integrity of a request with a key that matches none, so that an unknown name takes as long as a
+    /// wrong password.
+    pub fn try_dummy_key(&self, matches: &mut dyn FnMut(&LongTermKey) -> bool) {
+        let _ = matches(&self.dummy_key);
     }
 
     /// Authenticates a request of `username`, which is `None` if its USERHASH is unknown.
@@ -275,6 +300,10 @@ impl Authenticator {
         if self.revoked.covers(identity.username(), 0) {
             return Standing::Revoked;
         }
+        if identity.is_of_database() && self.has_database && !self.users.contains_key(identity.username()) {
+            // The next Refresh asks the database.
+            return Standing::Valid;
+        }
         let mut realms = std::iter::once(&self.realm).chain(&self.former_realms);
         if realms.any(|realm| self.has_key_in(realm, identity)) { Standing::Valid } else { Standing::Removed }
     }
@@ -298,15 +327,20 @@ impl Authenticator {
     }
 
     /// Returns the identity with this username and key; `None` if they are not valid credentials. Expiry is not
-    /// checked.
+    /// checked. A name about which the configuration does not decide may be that of a user of the database, which the next
+    /// Refresh asks.
     #[must_use]
     pub fn recognize(&self, username: &str, key: &LongTermKey) -> Option<Rc<Identity>> {
         let mut matches = |candidate: &LongTermKey| candidate == key;
-        self.authenticate(Some(username), key.algorithm(), 0, None, &mut matches).ok()
+        let configured = self.authenticate(Some(username), key.algorithm(), 0, None, &mut matches);
+        configured.ok().or_else(|| {
+            let may_be = self.has_database && !self.decides_about(username) && !self.revoked.covers(username, 0);
+            may_be.then(|| Rc::new(Identity::of_database_user(username, key.clone())))
+        })
     }
 
     fn fail<T>(&self, failure: AuthFailure, matches: &mut dyn FnMut(&LongTermKey) -> bool) -> Result<T, AuthFailure> {
-        let _ = matches(&self.dummy_key);
+        self.try_dummy_key(matches);
         Err(failure)
     }
 }
@@ -327,6 +361,15 @@ pub enum AuthFailure {
     /// No static user has the USERHASH.
     #[error("unknown user: no static user has this USERHASH, and a time-limited username cannot be found by its hash")]
     UnknownUserhash,
+    /// Neither the configuration nor the user database has the username.
+    #[error("unknown user: neither the configuration nor the user database has a user of this name")]
+    UnknownToDatabase,
+    /// The user database has another key for the username.
+    #[error("wrong password or realm for a user of the user database")]
+    WrongDatabaseKey,
+    /// The user database has not responded in time.
+    #[error("the user database has not responded in time, so it is not known whether the credentials are valid")]
+    DatabaseUnavailable,
     /// The expiry is in milliseconds. In seconds it would be thousands of years in the future.
     // Without the number: the log has the username, unless `log.usernames` hides it.
     #[error("the expiry seems to be in milliseconds; the application must set it in seconds")]
@@ -365,6 +408,21 @@ pub enum AuthFailure {
         /// Which part of the username was read as the expiry.
         reading: Reading,
     },
+}
+
+impl AuthFailure {
+    /// Returns whether the user database may have the user nevertheless.
+    #[must_use]
+    pub fn leaves_database(self) -> bool {
+        matches!(
+            self,
+            Self::UnknownUser
+                | Self::ExpiryInMilliseconds { .. }
+                | Self::NoSecret
+                | Self::WrongSecret { .. }
+                | Self::WrongSecretAndExpired { .. }
+        )
+    }
 }
 
 impl From<Malformed> for AuthFailure {

@@ -19,13 +19,30 @@ pub struct Identity {
     /// The limit on allocations that replaces the general one.
     own_allocations: Option<u32>,
     test_link: Option<TestLink>,
+    /// Whether the key comes from the user database.
+    of_database: bool,
     key: LongTermKey,
 }
 
 impl Identity {
     pub(super) fn of_static_user(username: &str, key: LongTermKey, own_allocations: Option<u32>) -> Self {
         let user_len = short(username.len());
-        Self { username: username.into(), user_start: 0, user_len, expiry: None, own_allocations, test_link: None, key }
+        Self {
+            username: username.into(),
+            user_start: 0,
+            user_len,
+            expiry: None,
+            own_allocations,
+            test_link: None,
+            of_database: false,
+            key,
+        }
+    }
+
+    /// Returns the identity of a user of the user database.
+    #[must_use]
+    pub fn of_database_user(username: &str, key: LongTermKey) -> Self {
+        Self { of_database: true, ..Self::of_static_user(username, key, None) }
     }
 
     /// `parsed` is the parsed `username`.
@@ -39,7 +56,16 @@ impl Identity {
         // All clients may share a username without a name.
         let own_allocations = parsed.user.is_empty().then_some(0);
         let expiry = Some((parsed.expires, parsed.reading));
-        Self { username: username.into(), user_start, user_len, expiry, own_allocations, test_link: None, key }
+        Self {
+            username: username.into(),
+            user_start,
+            user_len,
+            expiry,
+            own_allocations,
+            test_link: None,
+            of_database: false,
+            key,
+        }
     }
 
     pub(super) fn of_test_link(self, test_link: TestLink) -> Self {
@@ -73,6 +99,12 @@ impl Identity {
     #[must_use]
     pub fn test_link(&self) -> Option<TestLink> {
         self.test_link
+    }
+
+    /// Returns whether the key comes from the user database. It is valid only as long as the database has it.
+    #[must_use]
+    pub fn is_of_database(&self) -> bool {
+        self.of_database
     }
 
     /// Returns the key for the message integrity of requests and responses.

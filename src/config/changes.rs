@@ -113,6 +113,7 @@ impl<'c> Comparison<'c> {
         self.general();
         self.relay();
         self.auth();
+        self.redis();
         self.limits();
         self.rest();
         self.http();
@@ -230,6 +231,31 @@ impl<'c> Comparison<'c> {
         self.shown("peers.deny", |config| list(&config.peers.deny));
         self.shown("peers.nat64-prefixes", |config| {
             list(config.peers.nat64_prefixes.iter().map(|prefix| prefix.network()))
+        });
+    }
+
+    /// Compares the keys of `[auth.redis]`.
+    fn redis(&mut self) {
+        let redis = |config: &Config| config.auth.redis.clone();
+        let mut shown = |key, value: fn(super::Redis) -> Option<String>| {
+            self.shown(key, |config| redis(config).and_then(value).unwrap_or_else(not_set));
+        };
+        shown("auth.redis.url", |redis| Some(redis.server.to_string()));
+        shown("auth.redis.username", |redis| redis.username);
+        shown("auth.redis.database", |redis| Some(redis.database.to_string()));
+        shown("auth.redis.ca-file", |redis| redis.ca.map(|path| path.display().to_string()));
+        shown("auth.redis.time-limit", |redis| Some(format_duration(redis.time_limit)));
+        shown("auth.redis.found-for", |redis| Some(format_duration(redis.found_for)));
+        shown("auth.redis.absent-for", |redis| Some(format_duration(redis.absent_for)));
+        shown("auth.redis.stale-for", |redis| Some(format_duration(redis.stale_for)));
+        shown("auth.redis.cached-users", |redis| Some(redis.cached_users.to_string()));
+        shown("auth.redis.lookups-per-second", |redis| Some(or_no_limit(redis.lookups_per_second)));
+        shown("auth.redis.lookups-per-second-per-source", |redis| {
+            Some(or_no_limit(redis.lookups_per_second_per_source))
+        });
+        shown("auth.redis.when-unavailable", |redis| Some(redis.when_unavailable.as_str().to_owned()));
+        self.hidden("auth.redis.password-file", |config| {
+            config.auth.redis.as_ref().and_then(|redis| redis.password.as_ref())
         });
     }
 

@@ -15,7 +15,7 @@ use super::general::{duration, name_of};
 use super::problem::{Problem, Report, quoted};
 use super::reader::Section;
 use super::secrets::{self, BadSecret, SecretLine};
-use super::{Auth, StaticCredential, StaticUser, passwords, paths, schema};
+use super::{Auth, StaticCredential, StaticUser, passwords, paths, redis, schema};
 use crate::auth::time_limited::TimeLimitedUsername;
 use crate::auth::{LongTermKey, Secret};
 use crate::file;
@@ -42,6 +42,7 @@ pub(super) fn auth(top: &Section<'_>, report: &mut Report<'_>) -> Auth {
         nonce_lifetime: duration(&section, "nonce-lifetime", SECOND, DAY, report).unwrap_or(default.nonce_lifetime),
         expiry_grace: duration(&section, "expiry-grace", Duration::ZERO, 365 * DAY, report)
             .unwrap_or(default.expiry_grace),
+        redis: redis::redis(&section, report),
         secrets,
     }
 }
@@ -261,6 +262,13 @@ fn key(section: &Section<'_>, who: &str, report: &mut Report<'_>) -> Option<Long
 
 /// Warns of keys that were probably made for another realm than the default one.
 pub(super) fn warn_of_keys_without_realm(top: &Section<'_>, auth: &Auth, report: &mut Report<'_>) {
+    if top.value("realm").is_none() && auth.redis.is_some() {
+        report.warn(
+            &top.span("auth"),
+            "`[auth.redis]` has the users of one realm, but `realm` is not set: set it to the realm in the names of the \
+             keys, `turn/realm/REALM/user/NAME/key`",
+        );
+    }
     if top.value("realm").is_none() && auth.users.iter().any(|user| user.key().is_some()) {
         report.warn(
             &top.span("auth"),

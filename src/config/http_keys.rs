@@ -50,7 +50,7 @@ pub(super) fn append(section: &Section<'_>, keys: &mut Vec<HttpKey>, report: &mu
 
 /// Warns of keys that cannot be used because there are only static users.
 pub(super) fn warn_without_secret(top: &Section<'_>, http: &Http, auth: &Auth, report: &mut Report<'_>) {
-    if !http.keys.is_empty() && auth.secrets.is_empty() && !auth.users.is_empty() {
+    if !http.keys.is_empty() && auth.secrets.is_empty() && (!auth.users.is_empty() || auth.redis.is_some()) {
         report.warn(
             &top.span("http"),
             "there are keys for credentials over HTTP, but no credential can be made for them, because there is no \

@@ -40,6 +40,7 @@ mod passwords;
 mod paths;
 mod problem;
 mod reader;
+mod redis;
 mod schema;
 pub mod secrets;
 mod summary;
@@ -55,6 +56,7 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use offload::{Offload, OffloadInterfaces, OffloadMode};
 pub use problem::{ConfigErrors, Problem};
+pub use redis::{Redis, RedisServer, RedisUnavailable};
 pub use summary::Summary;
 pub use webhook::{Webhook, WebhookEvent};
 
@@ -195,6 +197,8 @@ pub struct Auth {
     pub nonce_lifetime: Duration,
     /// How far a Refresh may extend an allocation past the expiry of its time-limited credential, at most 365 days.
     pub expiry_grace: Duration,
+    /// A Redis server with further static users and secrets.
+    pub redis: Option<Redis>,
 }
 
 /// `[[auth.users]]`: a user with a permanent password or key.
@@ -702,6 +706,7 @@ impl Default for Auth {
             users: Vec::new(),
             nonce_lifetime: Duration::from_secs(3_600),
             expiry_grace: Duration::from_secs(3_600),
+            redis: None,
         }
     }
 }

@@ -73,11 +73,16 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         [(setting::TLS_ACME_EAB_KEY_FILE, "eab-key-file"), (setting::TLS_ACME_DIRECTORY_CA_FILE, "directory-ca-file")]
             .into_iter()
             .map(|(name, key)| Some((name, acme?.get_ref().get(key)?.get_ref().as_str()?)));
+    let redis = document.get("auth").and_then(|auth| auth.get_ref().get("redis"));
+    let of_redis = [(setting::AUTH_REDIS_PASSWORD_FILE, "password-file"), (setting::AUTH_REDIS_CA_FILE, "ca-file")]
+        .into_iter()
+        .map(|(name, key)| Some((name, redis?.get_ref().get(key)?.get_ref().as_str()?)));
     let named = keys
         .into_iter()
         .map(|(name, table, key)| Some((name, document.get(table)?.get_ref().get(key)?.get_ref().as_str()?)))
         .chain(further)
         .chain(of_acme)
+        .chain(of_redis)
         .flatten();
     named
         .filter(|(_, value)| !value.starts_with(CREDENTIALS))

@@ -67,7 +67,25 @@ pub(super) const ACME: TableKeys = TableKeys {
 };
 pub(super) const RELAY: TableKeys = TableKeys { path: "relay", keys: &["addresses", "external", "ports"] };
 pub(super) const AUTH: TableKeys =
-    TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users"] };
+    TableKeys { path: "auth", keys: &["secrets", "secrets-file", "nonce-lifetime", "expiry-grace", "users", "redis"] };
+pub(super) const REDIS: TableKeys = TableKeys {
+    path: "auth.redis",
+    keys: &[
+        "url",
+        "username",
+        "password-file",
+        "database",
+        "ca-file",
+        "time-limit",
+        "found-for",
+        "absent-for",
+        "stale-for",
+        "cached-users",
+        "lookups-per-second",
+        "lookups-per-second-per-source",
+        "when-unavailable",
+    ],
+};
 pub(super) const USER: TableKeys = TableKeys { path: "auth.users", keys: &["name", "password", "key", "allocations"] };
 pub(super) const PEERS: TableKeys = TableKeys { path: "peers", keys: &["allow", "deny", "nat64-prefixes"] };
 pub(super) const LIMITS: TableKeys = TableKeys {
@@ -142,6 +160,7 @@ pub(super) const ALL: &[&TableKeys] = &[
     &ACME,
     &RELAY,
     &AUTH,
+    &REDIS,
     &USER,
     &PEERS,
     &LIMITS,

@@ -111,12 +111,17 @@ impl fmt::Display for Summary<'_> {
         }
 
         match (auth.secrets.len(), auth.users.len()) {
-            (0, 0) => f.write_str("\nauth     no secret and no user: a secret is created at each start")?,
+            (0, 0) if auth.redis.is_none() => {
+                f.write_str("\nauth     no secret and no user: a secret is created at each start")?;
+            }
             (secrets, users) => {
                 write!(f, "\nauth     {}, {}", plural(secrets, "secret"), plural(users, "static user"))?;
             }
         }
         write!(f, "; nonces are valid for {}", format_duration(auth.nonce_lifetime))?;
+        if let Some(redis) = &auth.redis {
+            write!(f, "\n         users and secrets of {}, database {}", redis.server, redis.database)?;
+        }
         match auth.expiry_grace {
             Duration::ZERO => {
                 f.write_str("\n         a Refresh cannot extend an allocation past the expiry of its credential")?;
@@ -146,12 +151,12 @@ impl fmt::Display for Summary<'_> {
 
         f.write_str("\nlimits   ")?;
         match (limits.allocations_per_user, auth.secrets.is_empty(), auth.users.is_empty()) {
-            (_, true, true) => {
+            (_, true, true) if auth.redis.is_none() => {
                 f.write_str("allocations per user are not limited: everyone uses the credential that is printed")?;
             }
-            (_, true, false) => f.write_str("each static user has a limit of its own")?,
-            (0, false, _) => f.write_str("allocations per user are not limited")?,
-            (allocations, false, _) => {
+            (_, true, false) if auth.redis.is_none() => f.write_str("each static user has a limit of its own")?,
+            (0, ..) => f.write_str("allocations per user are not limited")?,
+            (allocations, ..) => {
                 let allocations = plural(allocations, "allocation");
                 write!(f, "{allocations} per user, not limited for usernames without a name")?;
             }
@@ -168,7 +173,9 @@ impl fmt::Display for Summary<'_> {
         }
         match limits.allocations_per_second_per_user {
             0 => {}
-            _ if auth.secrets.is_empty() && auth.users.iter().all(|user| user.allocations == 0) => {}
+            _ if auth.redis.is_none()
+                && auth.secrets.is_empty()
+                && auth.users.iter().all(|user| user.allocations == 0) => {}
             allocations => write!(f, "\n         {} per second and user", plural(allocations, "new allocation"))?,
         }
         let (permissions, channels) = (limits.permissions_per_allocation, limits.channels_per_allocation);

@@ -21,6 +21,7 @@ use super::front::Fronts;
 use super::listeners::Listeners;
 use super::logging::Logging;
 use super::offload::Offload;
+use super::redis::{self, Redis};
 use super::reload::Source;
 use super::remaining;
 use super::service::{STALL_TIMEOUT, Service, WORKER_CHECK, Watchdog};
@@ -151,6 +152,8 @@ pub(super) struct RunningServer<'a> {
     pub(super) accounting: &'a mut Events,
     /// Connects this server with others.
     pub(super) fleet: &'a mut Fleet,
+    /// Looks up users if `[auth.redis]` is set.
+    pub(super) redis: Redis,
     pub(super) service: Service,
     pub(super) offload: &'a Offload,
     /// The workers that are stalled.
@@ -212,6 +215,7 @@ impl RunningServer<'_> {
                     self.replace_certificates(replacement).await;
                 }
                 pending = self.acme.pending() => self.use_challenges(pending).await,
+                secrets = self.redis.secrets() => self.use_redis_secrets(secrets).await,
                 () = self.addresses.due() => {
                     self.follow_addresses().await;
                     status.iter_mut().for_each(Interval::reset_immediately);
@@ -358,6 +362,18 @@ impl RunningServer<'_> {
         self.reconfigure(Snapshot { tls, challenges, ..(*self.snapshot()).clone() }).await;
         // The thread may have ended.
         let _ = in_use.send(());
+    }
+
+    /// Lets the workers accept credentials of the secrets of the Redis server, besides those of the configuration.
+    async fn use_redis_secrets(&mut self, (source, secrets): redis::Secrets) {
+        // They may be those of an earlier configuration.
+        if redis::source(&self.config) != Some(source) || *self.inputs.redis_secrets == *secrets {
+            return;
+        }
+        let count = secrets.len();
+        self.inputs.redis_secrets = secrets.into();
+        self.reconfigure(snapshot(&self.config, &self.inputs, &self.addresses, self.snapshot().tls.clone())).await;
+        tracing::info!(event = "redis-secrets", count, "credentials of the secrets in Redis are accepted");
     }
 
     /// Reads the addresses of this machine again, and passes a change to the workers.

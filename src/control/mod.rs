@@ -21,6 +21,7 @@ mod offload;
 mod offload;
 mod outbound;
 mod passed;
+mod redis;
 mod relay_tables;
 mod reload;
 mod remaining;
@@ -59,6 +60,7 @@ use failed::FailedListeners;
 use fleet::Fleet;
 use front::Fronts;
 use life::RunningServer;
+use redis::Redis;
 use service::Service;
 use service_listeners::{NewServiceListeners, ServiceListeners, ServiceThread};
 use signals::Signals;
@@ -70,6 +72,7 @@ pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use api::fuzzing::http;
 pub use listeners::ListenError;
+pub(crate) use redis::{Found as FoundInRedis, check as check_redis};
 pub use reload::Source;
 pub(crate) use start::worker_count;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};
@@ -220,8 +223,12 @@ pub fn run_with_sockets(
         boot,
     };
     let mut fleet = Fleet::new(inputs, stream);
+    let redis_statistics = Arc::default();
+    let handles = prepared.controls.iter().map(|worker| worker.handle.clone()).collect();
+    let mut redis = Redis::new(prepared.lookups, handles, Arc::clone(&redis_statistics));
     let api = api::Inputs {
         acme: acme.published(),
+        redis: redis_statistics,
         workers: prepared.controls.clone(),
         ledger: Arc::clone(&prepared.ledger),
         published: publications,
@@ -260,6 +267,7 @@ pub fn run_with_sockets(
     entry.print(prepared.addresses.choice(), certificate);
     acme.configure(&config);
     fleet.configure(&config);
+    redis.configure(&config);
     tracing::info!(event = "ready", workers = workers.threads.len(), "ready");
 
     let server = RunningServer {
@@ -282,6 +290,7 @@ pub fn run_with_sockets(
         published,
         certificates: prepared.certificates,
         acme,
+        redis,
         service: Service::from_environment(),
         offload: &prepared.offload,
         stalled: Vec::new(),

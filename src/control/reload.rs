@@ -11,6 +11,7 @@ use super::api::{Access, Reload};
 use super::follow::Machine;
 use super::listeners::NewListeners;
 use super::passed::Users;
+use super::redis;
 use super::service_listeners::{NewServiceListeners, Service, ServiceChanged};
 use super::snapshot::snapshot;
 use super::start::{StartError, connection_limit, front_addresses, generate_secret, open_files, room};
@@ -214,6 +215,9 @@ impl RunningServer<'_> {
         let before = std::mem::replace(&mut self.config, Arc::clone(&config));
         self.inputs.remember_realm(&before.realm, &config.realm);
         self.inputs.generated_secret = generated_secret;
+        if redis::source(&before) != redis::source(&config) {
+            self.inputs.redis_secrets = Arc::default();
+        }
         if let Some(interfaces) = self.offload.follow_interfaces() {
             self.inputs.offload_interfaces = interfaces;
         }
@@ -277,6 +281,7 @@ impl RunningServer<'_> {
         self.acme.configure(&config);
         self.accounting.configure(&config);
         self.fleet.configure(&config);
+        self.redis.configure(&config);
         let (http, fronts) = (http_closed.and(http_changed), fronts_closed.and(fronts_changed));
         let effect = Effect { pending, http, fronts, revoked };
         self.log_reload(&changes, &warnings, &effect, operator);

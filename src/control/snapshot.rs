@@ -10,13 +10,16 @@ use super::alternate::alternate;
 use super::events::wants_events;
 use super::fleet::FleetInUse;
 use super::follow::Follower;
+use super::redis;
 use crate::auth::{Authenticator, NonceMint, Revocations, Secret};
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, RedisUnavailable};
 use crate::net::tls::{Acceptor, Challenges};
 use crate::privacy::Privacy;
 use crate::transport::Transport;
-use crate::turn::{self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserRates};
+use crate::turn::{
+    self, ChannelNumbers, Compat, IcmpIndications, Limits, PeerPolicy, Rate, UserDatabase, UserRates, WhenUnavailable,
+};
 use crate::worker::{ConnectionLimits, Snapshot, Timeouts};
 
 /// The parts of each snapshot of a run that are not in the configuration file.
@@ -36,6 +39,8 @@ pub(super) struct SnapshotInputs {
     pub(super) connections: u32,
     /// The realms of earlier configurations of this run, the latest last.
     pub(super) former_realms: Vec<String>,
+    /// The secrets of the Redis server.
+    pub(super) redis_secrets: Arc<[Secret]>,
     /// The indices of the interfaces that have the XDP program.
     pub(super) offload_interfaces: Arc<BTreeSet<u32>>,
     /// The challenges of an authority that are pending.
@@ -69,25 +74,31 @@ pub(super) fn snapshot(
         revoked,
         connections,
         former_realms,
+        redis_secrets,
         offload_interfaces,
         challenges,
         fleet,
         alternates,
     } = inputs;
-    let secrets = config.auth.secrets.iter().chain(generated_secret).chain(&fleet.secrets);
-    let secrets: Vec<Secret> = secrets.cloned().collect();
+    let configured = config.auth.secrets.iter().chain(generated_secret).chain(&fleet.secrets);
+    let configured: Vec<Secret> = configured.cloned().collect();
     let users = &config.auth.users;
     let passwords = users.iter().filter_map(|user| Some((user.name.clone(), user.password()?.clone())));
     let keys = users.iter().filter_map(|user| Some((user.name.clone(), user.key()?.clone())));
     let nonce_lifetime = config.auth.nonce_lifetime.as_secs();
-    let nonces = NonceMint::from_secrets(&secrets, nonce_lifetime)
+    let nonces = NonceMint::from_secrets(&configured, nonce_lifetime)
         .unwrap_or_else(|| NonceMint::from_random(*nonce_key, nonce_lifetime));
+    // A secret of Redis may be one of the configuration.
+    let of_redis = redis_secrets.iter().filter(|secret| !configured.contains(secret));
+    let secrets: Vec<Secret> = configured.iter().chain(of_redis).cloned().collect();
     let static_limits = users.iter().map(|user| (user.name.as_str(), user.allocations));
     let authenticator = Authenticator::new(config.realm.clone(), secrets, passwords).with_md5_keys(keys);
     let authenticator = authenticator.with_allocations(static_limits);
     let authenticator = authenticator.with_revoked(fleet.revocations(revoked, clock::unix_seconds()));
     let authenticator = authenticator.with_test_links(test_links.clone());
     let authenticator = authenticator.with_former_realms(former_realms.clone());
+    let database = user_database(config);
+    let authenticator = if database.is_some() { authenticator.with_database() } else { authenticator };
     let core = turn::Snapshot {
         nonces: nonces.with_features(authenticator.features()),
         authenticator,
@@ -105,6 +116,7 @@ pub(super) fn snapshot(
                 config::IcmpIndications::Never => IcmpIndications::Never,
             },
         },
+        database,
         expiry_grace: config.auth.expiry_grace.as_secs(),
     };
     let config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
@@ -123,6 +135,25 @@ pub(super) fn snapshot(
         proxies: config.proxies.as_slice().into(),
         records: wants_events(config),
     }
+}
+
+/// Returns the settings of the user database, if there is one.
+fn user_database(config: &Config) -> Option<UserDatabase> {
+    let redis = config.auth.redis.as_ref()?;
+    Some(UserDatabase {
+        source: redis::source(config)?,
+        time_limit: redis.time_limit,
+        found_for: redis.found_for,
+        absent_for: redis.absent_for,
+        stale_for: redis.stale_for,
+        cached_users: usize::try_from(redis.cached_users).unwrap_or(usize::MAX),
+        lookups_per_second: redis.lookups_per_second,
+        lookups_per_second_per_source: redis.lookups_per_second_per_source,
+        when_unavailable: match redis.when_unavailable {
+            RedisUnavailable::ServerError => WhenUnavailable::ServerError,
+            RedisUnavailable::Unauthenticated => WhenUnavailable::Unauthenticated,
+        },
+    })
 }
 
 /// Returns the ports of the UDP listeners. A port that the kernel chooses is not known here; only trials use these.

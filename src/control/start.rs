@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ipnet::IpNet;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::addresses::{self, AddressError, Choice};
 use super::alternate::own_server;
@@ -35,7 +35,7 @@ use crate::setting::{
     ADDRESS_SPACE, ALLOCATIONS, CONTROL_SOCKET, OFFLOAD_MODE, OPEN_FILES, PEERS_ALLOW, WORKERS, name_for_operator,
 };
 use crate::turn::Ledger;
-use crate::worker::{self, FeedReader, Handle, OtherWorkers, Plan, Snapshot, Statistics};
+use crate::worker::{self, FeedReader, Handle, Lookup, OtherWorkers, Plan, Snapshot, Statistics};
 
 /// Why the server does not start. Each message is one line with advice.
 #[derive(Debug, thiserror::Error)]
@@ -159,6 +159,8 @@ pub(super) struct Prepared {
     pub(super) control_socket: Option<UnixSocket>,
     pub(super) http: NewServiceListeners,
     pub(super) fronts: NewServiceListeners,
+    /// What the workers want to know of the user database.
+    pub(super) lookups: mpsc::Receiver<Lookup>,
     pub(super) offload: Arc<Offload>,
 }
 
@@ -193,6 +195,7 @@ pub(super) fn prepare(
         revoked: Revocations::default(),
         connections,
         former_realms: Vec::new(),
+        redis_secrets: Arc::default(),
         offload_interfaces: offloading.interfaces,
         challenges: Arc::default(),
         fleet: fleet::at_start(config),
@@ -205,6 +208,7 @@ pub(super) fn prepare(
     let ledger = Arc::new(Ledger::new(room, connections, [random_key()?, random_key()?]));
     let (mut plans, mut controls) = (Vec::with_capacity(workers), Vec::with_capacity(workers));
     let mut feeds = Vec::with_capacity(workers);
+    let (lookups, wanted_lookups) = worker::lookups();
     let mailboxes: Vec<_> = (0..workers).map(|_| worker::mailbox()).collect();
     let mut next: Vec<_> = mailboxes.iter().map(|(handle, _)| handle.clone()).collect();
     next.rotate_left(1);
@@ -223,6 +227,7 @@ pub(super) fn prepare(
             mailbox,
             feed,
             others: OtherWorkers::new(next, workers - 1),
+            lookups: lookups.clone(),
             spare: spare.all.clone(),
             clock,
             rng: StdRng::from_seed(random_key()?),
@@ -253,6 +258,7 @@ pub(super) fn prepare(
         control_socket,
         http,
         fronts,
+        lookups: wanted_lookups,
         offload: Arc::new(offload),
     })
 }
@@ -264,8 +270,10 @@ pub(super) fn front_addresses(config: &Config) -> Vec<SocketAddr> {
 
 /// Creates a secret for a configuration without any.
 pub(super) fn generate_secret(config: &Config) -> Result<Option<Secret>, getrandom::Error> {
-    // A fleet has secrets of its own.
-    if !config.auth.secrets.is_empty() || !config.auth.users.is_empty() || config.fleet.is_some() {
+    let auth = &config.auth;
+    // A fleet and a Redis server have secrets of their own.
+    let has_others = config.fleet.is_some() || auth.redis.is_some();
+    if !auth.secrets.is_empty() || !auth.users.is_empty() || has_others {
         return Ok(None);
     }
     generated().map(Some)

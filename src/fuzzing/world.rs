@@ -173,7 +173,7 @@ impl World {
                     self.requested(at, tuple, spec, packet, signature);
                     has_effect = true;
                 }
-                FromClient::Drop(_) => {}
+                FromClient::Wait | FromClient::Drop(_) => {}
             }
             if !has_effect {
                 before.assert_same(&after, authentic.is_some());
@@ -518,6 +518,7 @@ impl World {
             compat: *compat,
             relays: self.blueprint.relays.clone(),
             ports: self.blueprint.ports.clone(),
+            database: self.blueprint.database.clone(),
             ..self.blueprint
         }
     }
@@ -594,7 +595,7 @@ impl World {
                     ended.insert(summary.id);
                     summaries.push((summary, of));
                 }
-                Action::Log(_) => {}
+                Action::Log(_) | Action::LookUp(_) => {}
             }
         }
         assert!(created.is_none(), "an allocation with a success response is announced");

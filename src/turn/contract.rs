@@ -5,7 +5,9 @@
 //!
 //! ```text
 //!   input                                            output
-//!   client_packet   a datagram or frame of a client  FromClient: relay, respond, open a socket, drop
+//!   client_packet   a datagram or frame of a client  FromClient: relay, respond, open a socket, wait, drop
+//!   looked_up       what the user database says      -
+//!   resume          a request that has waited        FromClient, as for client_packet
 //!   peer_packet     a datagram of a peer             FromPeer: relay, drop
 //!   peer_unreachable  an ICMP error                  IcmpIndication for the client, or a drop reason
 //!   socket_opened   the result of opening a socket   Opened: respond, open another socket, abandon
@@ -20,7 +22,7 @@
 //!   allocations, describe, seek_oldest, export       plain data
 //!
 //!   After every input: next_action, until it returns None.
-//!   Action: close a socket, log an event, a channel route was added or removed
+//!   Action: close a socket, look up a user, log an event, a channel route was added or removed
 //! ```
 
 use std::fmt;
@@ -207,6 +209,8 @@ pub enum FromClient {
     /// Carry out the pending [`Action`]s, then open a relay socket and report the result with
     /// [`Server::socket_opened`](crate::turn::Server::socket_opened).
     Open(SocketSpec),
+    /// The request waits for the user database ([`Action::LookUp`]). It has no outcome yet.
+    Wait,
     /// Do nothing.
     Drop(DropReason),
 }
@@ -317,6 +321,9 @@ pub enum Action {
         /// The address that it is bound to.
         bind: SocketAddr,
     },
+    /// Look up this username in the user database, and report the result with
+    /// [`Server::looked_up`](crate::turn::Server::looked_up).
+    LookUp(Box<str>),
     /// Log an event.
     Log(Event),
     /// A channel became a route, or the expiry of its route changed.

@@ -71,7 +71,7 @@ impl Server {
     }
 
     /// Decides about one packet. The payload range of a route is relative to the start of the packet.
-    fn decide(
+    pub(crate) fn decide(
         &mut self,
         cx: &mut Context<'_>,
         tuple: &FiveTuple,

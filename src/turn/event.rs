@@ -164,7 +164,7 @@ pub enum AuthCause {
 
 impl AuthCause {
     /// The name of each cause in metrics, in the order of [`index`](Self::index).
-    pub const LABELS: [&'static str; 9] = [
+    pub const LABELS: [&'static str; 10] = [
         "unknown-user",
         "unknown-userhash",
         "expiry-in-milliseconds",
@@ -174,21 +174,23 @@ impl AuthCause {
         "wrong-secret-and-expired",
         "expired",
         "revoked",
+        "database-unavailable",
     ];
 
     /// Returns the place of the cause in an array of counters.
     #[must_use]
     pub const fn index(self) -> usize {
         match self {
-            Self::Failure(AuthFailure::UnknownUser) => 0,
+            Self::Failure(AuthFailure::UnknownUser | AuthFailure::UnknownToDatabase) => 0,
             Self::Failure(AuthFailure::UnknownUserhash) => 1,
             Self::Failure(AuthFailure::ExpiryInMilliseconds { .. }) => 2,
             Self::Failure(AuthFailure::NoSecret) => 3,
-            Self::Failure(AuthFailure::WrongPassword) => 4,
+            Self::Failure(AuthFailure::WrongPassword | AuthFailure::WrongDatabaseKey) => 4,
             Self::Failure(AuthFailure::WrongSecret { .. }) => 5,
             Self::Failure(AuthFailure::WrongSecretAndExpired { .. }) => 6,
             Self::Expired { .. } => 7,
             Self::Failure(AuthFailure::Revoked) => 8,
+            Self::Failure(AuthFailure::DatabaseUnavailable) => 9,
         }
     }
 }

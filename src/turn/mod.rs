@@ -6,6 +6,7 @@
 mod burst;
 mod contract;
 mod data;
+mod database;
 mod event;
 mod gauges;
 mod inspect;
@@ -30,6 +31,7 @@ pub use contract::{
     Action, AllocationId, ChannelRoute, Context, FiveTuple, FromClient, FromPeer, IcmpError, IcmpIndication,
     NotOffloaded, OpenError, Opened, RelayedAddresses, Response, SocketId, SocketKind, SocketSpec, ToClient, ToPeer,
 };
+pub use database::{DatabaseReply, DatabaseUnavailable};
 pub use event::{AllocationSummary, AuthCause, EndReason, Event, Operator, RedirectCause, Traffic};
 pub use gauges::{Gauges, RelayedFamily};
 pub use inspect::{AllocationDetail, AllocationInfo, Cursor, Filter, Page};
@@ -52,9 +54,10 @@ pub use shared::ledger::Ledger;
 pub use shared::policy::{Denial, PeerPolicy};
 pub use shared::quota::{Direction, Quota, QuotaExceeded, Ticket, UserRates, UserShare};
 pub use shared::relay_address::{PortCounts, RelayAddress, RelayAddresses};
-pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot};
+pub use shared::snapshot::{Compat, IcmpIndications, Limits, Snapshot, UserDatabase, WhenUnavailable};
 pub use shared::sources::{Sources, Waiting};
 pub use shared::test_links::TestLinks;
+pub use tables::waiting::ResumedRequest;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use tables::{allocation::State, relays::SocketState};
 pub use time::{Deadline, Instant};

@@ -76,6 +76,13 @@ drop_reasons! {
     NoCredentials = "no-credentials",
     /// A request with credentials from a source that has failed to authenticate too often.
     FailedAuthentications = "failed-authentications",
+    /// A retransmitted request whose first copy waits for the user database.
+    LookupPending = "lookup-pending",
+    /// A request of a user that is not known, from a source that has caused as many look-ups in the user database as it
+    /// may.
+    LookupLimit = "lookup-limit",
+    /// A request that waited for the user database when its connection, the database's configuration or the server ended.
+    LookupAbandoned = "lookup-abandoned",
     /// A datagram longer than the receive buffer.
     Truncated = "truncated",
     /// An indication or ChannelData on a 5-tuple that has no allocation (RFC 8656 §5).

@@ -94,6 +94,7 @@ impl Server {
     pub fn reconfigure(&mut self, snapshot: Arc<Snapshot>) {
         // The keys of cached identities may no longer be valid.
         self.identity_cache = IdentityCache::new();
+        self.database.reconfigure(self.snapshot.database.as_ref(), snapshot.database.as_ref());
         self.review.begin(&snapshot.limits);
         self.snapshot = snapshot;
         self.unreserve_gone();

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::contract::{Action, AllocationId, FiveTuple, OpenError, SocketId};
+use super::database::DatabaseUsers;
 use super::event::{AllocationSummary, EndReason, Event};
 use super::gauges::Gauges;
 use super::protocol::framing::{self, Frame};
@@ -41,6 +42,8 @@ pub struct Server {
     pub(crate) reserved: VecDeque<(Deadline, Token, Arc<RelayAddress>)>,
     pub(crate) responses: ResponseBudget,
     pub(crate) identity_cache: IdentityCache,
+    /// What is known about the users of the user database.
+    pub(crate) database: DatabaseUsers,
     pub(crate) review: Review,
     /// The number of channels that are routes.
     pub(crate) routes: usize,
@@ -62,6 +65,7 @@ impl Server {
             responses: ResponseBudget::default(),
             review: Review::new(&snapshot.limits),
             table: Table::new(ledger.table_room()),
+            database: DatabaseUsers::new(snapshot.database.as_ref()),
             snapshot,
             ledger,
             actions: VecDeque::new(),
@@ -82,6 +86,7 @@ impl Server {
 
     /// Ends the allocation of a client whose connection is closed (RFC 8656 §3.1).
     pub fn connection_closed(&mut self, now: Instant, tuple: &FiveTuple) {
+        self.database.abandon(tuple);
         if let Some(id) = self.table.find(tuple) {
             self.end(id, now, EndReason::ConnectionClosed);
         }
@@ -135,6 +140,7 @@ impl Server {
 
     /// Ends every allocation and every reservation.
     pub fn stop(&mut self, now: Instant) {
+        self.abandon_waiting();
         while let Some(id) = self.table.any() {
             self.end(id, now, EndReason::ServerStopped);
         }

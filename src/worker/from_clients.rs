@@ -136,35 +136,48 @@ impl Shell {
             let decision = self.server.client_packet(&mut cx, tuple, bytes, &mut burst, &mut self.response);
             let Some(decision) = decision else { return served };
             self.pace.count(1);
-            let outcome = match decision {
-                FromClient::Relay(route) if route.dont_fragment => {
-                    let outcome = self.send_unfragmented(now, staged, &route);
-                    if let Outcome::Dropped(reason) = outcome {
-                        self.server.refund(route.socket, Direction::ToPeers, route.payload.len() as u64);
-                        self.server.count_drops(route.socket, reason, 1);
-                    }
-                    Some(outcome)
-                }
-                FromClient::Relay(ToPeer { socket, peer, payload, fields, .. }) => {
-                    let fields = self.relays.without_own_fields(socket, fields, staged.is_empty());
-                    staged.push(socket, Target::new(peer, None, fields), payload);
-                    None
-                }
-                FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
-                FromClient::Open(spec) => {
-                    // A socket in the same slot may have to be closed first. Its waiting datagrams are sent before
-                    // that.
-                    self.flush_to_peers(staged);
-                    self.carry_out(now);
-                    self.open_relay(now, spec)
-                }
-                FromClient::Drop(reason) => Some(Outcome::Dropped(reason)),
-            };
-            served |= !matches!(outcome, Some(Outcome::Dropped(_)));
-            if let Some(outcome) = outcome {
-                self.count_outcome(Host::Client(tuple.client), outcome);
-            }
+            served |= self.carry_out_decision(now, tuple, staged, decision);
         }
+    }
+
+    /// Carries out the decision about a packet of a client, whose payload is in `staged`. Returns whether it was not
+    /// dropped.
+    pub(super) fn carry_out_decision<B: Arena>(
+        &mut self,
+        now: Now,
+        tuple: &FiveTuple,
+        staged: &mut Staged<B>,
+        decision: FromClient,
+    ) -> bool {
+        let outcome = match decision {
+            FromClient::Relay(route) if route.dont_fragment => {
+                let outcome = self.send_unfragmented(now, staged, &route);
+                if let Outcome::Dropped(reason) = outcome {
+                    self.server.refund(route.socket, Direction::ToPeers, route.payload.len() as u64);
+                    self.server.count_drops(route.socket, reason, 1);
+                }
+                Some(outcome)
+            }
+            FromClient::Relay(ToPeer { socket, peer, payload, fields, .. }) => {
+                let fields = self.relays.without_own_fields(socket, fields, staged.is_empty());
+                staged.push(socket, Target::new(peer, None, fields), payload);
+                None
+            }
+            FromClient::Respond(response) => self.respond(tuple, response.length, response.outcome),
+            FromClient::Open(spec) => {
+                // A socket in the same slot may have to be closed first. Its waiting datagrams are sent before that.
+                self.flush_to_peers(staged);
+                self.carry_out(now);
+                self.open_relay(now, spec)
+            }
+            // Its outcome is counted when it is resumed.
+            FromClient::Wait => None,
+            FromClient::Drop(reason) => Some(Outcome::Dropped(reason)),
+        };
+        if let Some(outcome) = outcome {
+            self.count_outcome(Host::Client(tuple.client), outcome);
+        }
+        !matches!(outcome, Some(Outcome::Dropped(_)))
     }
 
     /// Sends a payload at once and without fragmentation. This is rare: clients do it to probe the path MTU.

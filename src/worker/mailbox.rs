@@ -2,7 +2,7 @@
 //!
 //! Each worker has a bounded channel, which it serves in small steps between batches of packets. Each command of control
 //! has a response, unless the worker has ended. Connections that a front hands over have a channel of their own, so that a
-//! flood of them does not hold up commands.
+//! flood of them does not hold up commands, and so do the responses of the user database.
 
 use std::cell::RefCell;
 use std::io;
@@ -13,6 +13,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connections::EvictionRequest;
+use super::lookups::LookedUp;
 use super::tasks::{self, yield_to_tasks};
 use super::{BoundListener, Described, Snapshot, Worker};
 use crate::proxy_protocol::Addresses;
@@ -21,6 +22,9 @@ use crate::turn::{AllocationId, AllocationInfo, Cursor, Filter, Operator, Page};
 
 /// The maximum number of commands that wait for a worker, and that of connections.
 const CAPACITY: usize = 16;
+
+/// The maximum number of responses of the user database that wait for a worker: one for each request that waits for one.
+const LOOKED_UP: usize = 256;
 
 /// The number of allocations that a worker reviews or lists before it serves packets again.
 const BUDGET: usize = 16;
@@ -95,6 +99,7 @@ pub(crate) struct WorkerEnded;
 pub(crate) struct Handle {
     commands: mpsc::Sender<Command>,
     connections: mpsc::Sender<Connection>,
+    looked_up: mpsc::Sender<LookedUp>,
 }
 
 /// A connection that a front has accepted, between these addresses.
@@ -105,6 +110,7 @@ type Connection = (TcpStream, Addresses);
 pub(crate) struct Mailbox {
     pub(super) commands: Commands,
     pub(super) connections: Connections,
+    pub(super) looked_up: mpsc::Receiver<LookedUp>,
 }
 
 /// The commands to a worker.
@@ -119,8 +125,10 @@ pub(super) struct Connections(mpsc::Receiver<Connection>);
 pub(crate) fn mailbox() -> (Handle, Mailbox) {
     let (commands, receiver) = mpsc::channel(CAPACITY);
     let (connections, adopted) = mpsc::channel(CAPACITY);
-    let mailbox = Mailbox { commands: Commands(receiver), connections: Connections(adopted) };
-    (Handle { commands, connections }, mailbox)
+    let (looked_up, responses) = mpsc::channel(LOOKED_UP);
+    let (commands_end, connections_end) = (Commands(receiver), Connections(adopted));
+    let mailbox = Mailbox { commands: commands_end, connections: connections_end, looked_up: responses };
+    (Handle { commands, connections, looked_up }, mailbox)
 }
 
 impl Handle {
@@ -170,6 +178,12 @@ impl Handle {
     /// again, and its next attempt makes a new request.
     pub(super) fn evict(&self, eviction: EvictionRequest) {
         let _ = self.commands.try_send(Command::Evict(eviction));
+    }
+
+    /// Tells the worker what the user database has said. If its mailbox is full, the response is lost, and the requests that
+    /// wait for it time out.
+    pub(crate) fn looked_up(&self, looked_up: LookedUp) {
+        let _ = self.looked_up.try_send(looked_up);
     }
 
     /// Sends a command and waits for its response.

@@ -10,6 +10,7 @@ mod feed;
 mod from_clients;
 mod from_peers;
 mod iterations;
+mod lookups;
 mod mailbox;
 #[cfg(feature = "offload")]
 mod offload;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use rand::rngs::StdRng;
 use tokio::runtime::LocalOptions;
-use tokio::sync::{Notify, watch as channel};
+use tokio::sync::{Notify, mpsc, watch as channel};
 use tokio::task::JoinHandle;
 
 use crate::clock::{self, Clock};
@@ -47,9 +48,9 @@ use crate::net::{timer, tls, udp, watch};
 use crate::privacy::Privacy;
 use crate::transport::Endpoint;
 use crate::turn::{
-    self, Action, AllocationDetail, AllocationId, AllocationInfo, Context, Cursor, Direction, DropReason, Event,
-    Filter, HEADROOM, Instant, LARGEST_FRAME, Ledger, Oldest, OpenError, Opened, Operator, Outcome, Page,
-    RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
+    self, Action, AllocationDetail, AllocationId, AllocationInfo, Context, Cursor, DatabaseUnavailable, Direction,
+    DropReason, Event, Filter, HEADROOM, Instant, LARGEST_FRAME, Ledger, Oldest, OpenError, Opened, Operator, Outcome,
+    Page, RESPONSE_BUFFER, Server, SocketId, SocketSpec, TAILROOM,
 };
 use connections::{CloseReason, Connections};
 pub(crate) use connections::{ConnectionLimits, ConnectionOutcome, OtherWorkers, Timeouts};
@@ -57,6 +58,8 @@ pub(crate) use event_log::RateLimit;
 use event_log::{EventLog, Host, PacketLog};
 pub(crate) use feed::{Feed, FeedReader, LostRecords, RecordBatch, SessionRecord, feed};
 use iterations::Iterations;
+use lookups::Lookups;
+pub(crate) use lookups::{LookedUp, Lookup, lookups};
 pub(crate) use mailbox::{AlteredListener, FailedListener, Handle, ListenerChange, Mailbox, WorkerEnded, mailbox};
 #[cfg(feature = "offload")]
 pub(crate) use offload::Blocks as OffloadBlocks;
@@ -116,6 +119,8 @@ pub(crate) struct Plan {
     /// The records of allocations, for accounting.
     pub(crate) feed: Feed,
     pub(crate) others: OtherWorkers,
+    /// Look-ups in the user database.
+    pub(crate) lookups: mpsc::Sender<Lookup>,
     pub(crate) spare: SpareFiles,
     /// The clock of the process.
     pub(crate) clock: Clock,
@@ -287,6 +292,7 @@ struct Shell {
     to_clients: StagedForClients,
     connections: Connections,
     others: OtherWorkers,
+    lookups: Lookups,
     /// The clients behind proxies, over UDP; `None` if there are no proxies.
     proxied: Option<Proxied>,
     response: Box<[u8]>,
@@ -319,6 +325,7 @@ impl Worker {
             listeners: Vec::new(),
             connections: Connections::default(),
             others: plan.others,
+            lookups: Lookups::new(plan.index, plan.lookups),
             proxied,
             response: vec![0; RESPONSE_BUFFER].into(),
             iterations: Iterations::new(plan.clock.elapsed()),
@@ -524,6 +531,14 @@ impl Shell {
         while let Some(action) = self.server.next_action() {
             match action {
                 Action::Close { socket, bind } => self.close_relay(socket, bind),
+                Action::LookUp(username) => {
+                    if !self.lookups.ask(username.clone())
+                        && let Some(database) = &self.server.snapshot().database
+                    {
+                        let source = Arc::clone(&database.source);
+                        self.server.looked_up(now.monotonic, &source, &username, Err(DatabaseUnavailable));
+                    }
+                }
                 Action::Log(event) => {
                     self.count_event(&event);
                     self.feed.record(self.events.worker(), &event);

@@ -392,7 +392,11 @@ mod tests {
             AuthFailure::WrongSecret { tried: 1, reading },
             AuthFailure::WrongSecretAndExpired { tried: 1, ago_seconds: 1, reading },
         ];
-        let others = [AuthCause::Expired { ago: 1, reading }, AuthCause::Failure(AuthFailure::Revoked)];
+        let others = [
+            AuthCause::Expired { ago: 1, reading },
+            AuthCause::Failure(AuthFailure::Revoked),
+            AuthCause::Failure(AuthFailure::DatabaseUnavailable),
+        ];
         let causes = failures.into_iter().map(AuthCause::Failure).chain(others);
         assert!(causes.map(AuthCause::index).eq(0..AuthCause::LABELS.len()));
     }

@@ -1,4 +1,4 @@
-//! The tasks of a worker: one for each listener, one for each connection, one for all relay sockets, and one for the
+//! The tasks of a worker: one for each listener, one for each connection, one for all relay sockets, and those for the
 //! mailbox. The main task ([`serve`]) runs the ticks.
 
 use std::cell::{Cell, RefCell};
@@ -13,7 +13,7 @@ use tokio::task::{JoinHandle, yield_now};
 use tokio::time::MissedTickBehavior;
 
 use super::mailbox::{AlteredListener, FailedListener, ListenerChange, Mailbox};
-use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, mailbox, offload};
+use super::{BoundListener, Listener, ListenerSocket, Listening, Plan, Worker, connections, lookups, mailbox, offload};
 use crate::net::limits::{SpareFiles, too_many_open_files};
 use crate::net::watch::{Events, Readable, Watch};
 use crate::net::{tcp, timer, watch};
@@ -36,7 +36,7 @@ const LAST_RESPONSES: Duration = Duration::from_millis(500);
 pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<()> {
     let mut stop = plan.stop.clone();
     let listeners = std::mem::take(&mut plan.listeners);
-    let (worker, Mailbox { commands, connections }) = Worker::new(plan)?;
+    let (worker, Mailbox { commands, connections, looked_up }) = Worker::new(plan)?;
     WORKER.set(Rc::downgrade(&worker));
     let panicked = Rc::clone(&worker.borrow().shell.panicked);
     for listener in listeners {
@@ -45,6 +45,8 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     spawn(&panicked, serve_relays(Rc::downgrade(&worker))?);
     spawn(&panicked, mailbox::serve(Rc::downgrade(&worker), commands));
     spawn(&panicked, mailbox::serve_connections(Rc::downgrade(&worker), connections));
+    let began = Rc::clone(worker.borrow().shell.lookups.began());
+    spawn(&panicked, lookups::serve(Rc::downgrade(&worker), looked_up, began));
     spawn(&panicked, offload::serve(Rc::downgrade(&worker)));
     started();
     let mut ticks = tokio::time::interval(TICK);
@@ -84,6 +86,7 @@ pub(super) async fn serve(mut plan: Plan, started: impl FnOnce()) -> io::Result<
     // A client that does not read in time loses its last responses.
     let _ = tokio::time::timeout(LAST_RESPONSES, last_responses).await;
     let mut worker = worker.borrow_mut();
+    while worker.resume_requests(usize::MAX) {}
     worker.shell.flush_to_clients();
     worker.abandon_data();
     worker.shell.count_drops();

@@ -93,6 +93,7 @@ fn plan(blueprint: &Blueprint) -> (Plan, Handle) {
         mailbox,
         feed: feed().0,
         others: OtherWorkers::new(handle.clone(), 0),
+        lookups: lookups().0,
         spare: SpareFiles::new(u64::MAX, 0),
         clock: Clock::start(),
         rng: StdRng::seed_from_u64(3),

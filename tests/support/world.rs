@@ -12,7 +12,8 @@ use turnserver::auth::{Authenticator, NonceMint, Revocations, Secret};
 use turnserver::ip_fields::IpFields;
 use turnserver::turn::{
     Alternate, ClientBurst, Compat, Context, DropReason, FiveTuple, FromClient, FromPeer, HEADROOM, Ledger, Limits,
-    PeerBurst, PeerPolicy, RelayAddress, RelayAddresses, Server, Snapshot, SocketId, TAILROOM, ToClient, UserRates,
+    PeerBurst, PeerPolicy, RelayAddress, RelayAddresses, Server, Snapshot, SocketId, TAILROOM, ToClient, UserDatabase,
+    UserRates,
 };
 
 /// A configuration that a test changes before it creates servers.
@@ -33,6 +34,7 @@ pub(crate) struct Blueprint {
     pub(crate) limits: Limits,
     pub(crate) alternate: Option<Alternate>,
     pub(crate) compat: Compat,
+    pub(crate) database: Option<UserDatabase>,
     pub(crate) expiry_grace: u64,
     /// For each relay address: the address that relay sockets are bound to, and the advertised address.
     pub(crate) relays: Vec<(IpAddr, IpAddr)>,
@@ -69,6 +71,7 @@ impl Blueprint {
             },
             alternate: None,
             compat: Compat::default(),
+            database: None,
             expiry_grace: 0,
             relays: vec![(address(relay.0), address(relay.1))],
             ports,
@@ -100,6 +103,7 @@ impl Blueprint {
         }
         let authenticator = Authenticator::new(self.realm.clone(), self.secrets.clone(), self.users.clone());
         let authenticator = authenticator.with_revoked(revoked).with_former_realms(self.former_realms.clone());
+        let authenticator = if self.database.is_some() { authenticator.with_database() } else { authenticator };
         let authenticator = self.test_links.iter().cloned().fold(authenticator, Authenticator::with_test_links);
         let nonces = match self.nonce_key {
             Some(key) => NonceMint::from_random(key, self.nonce_lifetime),
@@ -114,6 +118,7 @@ impl Blueprint {
             limits: self.limits.clone(),
             alternate: self.alternate.clone(),
             compat: self.compat,
+            database: self.database.clone(),
             expiry_grace: self.expiry_grace,
         })
     }

@@ -77,6 +77,8 @@ fn the_shipped_file_has_every_key() {
 fn the_examples_in_the_shipped_file_are_valid() {
     let filled =
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
+    let filled = filled.replace("/etc/turnserver/redis-password", "Cargo.toml");
+    let filled = filled.replace("redis://127.0.0.1:6379\"  ", "rediss://127.0.0.1:6379\" ");
     let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
@@ -115,6 +117,7 @@ fn check_examples(filled: &str) -> Config {
     assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));
     assert_eq!(config.auth.users[0].name, "alice");
     assert_eq!(config.auth.secrets.len(), 1);
+    assert_eq!(config.auth.redis.as_ref().unwrap().username.as_deref(), Some("turnserver"));
     assert_eq!(config.http.keys[0].name, "app");
     config
 }

@@ -189,6 +189,7 @@ fn every_value_is_parsed() {
             ],
             nonce_lifetime: Duration::from_secs(600),
             expiry_grace: Duration::ZERO,
+            redis: None,
         },
         peers: Peers {
             allow: ["10.20.0.0/16", "192.168.1.7/32", "::1/128"].map(|n| n.parse().unwrap()).to_vec(),

@@ -57,6 +57,8 @@ impl Api {
             certificates: Arc::clone(&published.certificates),
             reload: published.reload,
             acme: self.acme.borrow().clone(),
+            lookups: self.redis.lookups(),
+            redis_connected: self.redis.is_connected(),
             stalled: (0..self.workers.len()).map(|worker| stalled.contains(&worker)).collect(),
             event_loops: self.workers.iter().map(|worker| worker.statistics.event_loop()).collect(),
             credentials: self.credentials.outcomes().collect(),
@@ -78,6 +80,9 @@ struct Page {
     started: u64,
     certificates: Arc<[PublishedCertificate]>,
     acme: acme::Published,
+    /// Look-ups in Redis, by their result.
+    lookups: [(&'static str, u64); 3],
+    redis_connected: bool,
     reload: Reload,
     /// Whether each worker is stalled.
     stalled: Vec<bool>,
@@ -348,6 +353,13 @@ impl Page {
             None,
             "reason",
             AuthCause::LABELS.into_iter().zip(self.totals.failed_authentications),
+        )?;
+        families.counters("redis_lookups", "Users that were looked up in Redis", None, "result", self.lookups)?;
+        families.gauge(
+            "redis_connected",
+            "1 while there is a connection to the Redis server with users",
+            None,
+            u64::from(self.redis_connected),
         )
     }
 

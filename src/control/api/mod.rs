@@ -36,6 +36,7 @@ use super::acme;
 use super::commands::Commands;
 use super::fleet as nodes;
 use super::offload::Offload;
+use super::redis;
 use super::start::WorkerControl;
 use super::webhook;
 use crate::auth::Secret;
@@ -93,6 +94,8 @@ pub(super) struct PublishedCertificate {
 #[derive(Debug)]
 pub(super) struct Inputs {
     pub(super) acme: watch::Receiver<acme::Published>,
+    /// What the thread for Redis counts.
+    pub(super) redis: Arc<redis::Statistics>,
     pub(super) workers: Vec<WorkerControl>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) published: watch::Receiver<Published>,

@@ -8,6 +8,7 @@ mod names;
 #[cfg(feature = "offload")]
 mod offload;
 mod orders;
+mod redis;
 mod socket_unit;
 mod unit;
 mod webhook;
@@ -60,6 +61,7 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     certificate(&config, report);
     orders::examine(&config, machine.path, report);
     webhook::examine(&config, machine.path, report);
+    redis::examine(&config).into_iter().for_each(&mut *report);
     let sockets = SocketUnit::read(Path::new("/"));
     let found = listeners::examine(&config, sockets.as_ref(), trust, report);
     fronts::examine(&config, report);

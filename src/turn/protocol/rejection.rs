@@ -64,6 +64,8 @@ rejection_codes! {
     PeerAddressFamilyMismatch = PEER_ADDRESS_FAMILY_MISMATCH,
     /// 486: a limit of the user.
     AllocationQuotaReached = ALLOCATION_QUOTA_REACHED,
+    /// 500: the user database is not available.
+    ServerError = SERVER_ERROR,
     /// 508.
     InsufficientCapacity = INSUFFICIENT_CAPACITY,
 }
@@ -93,6 +95,8 @@ pub(crate) enum Rejection {
     WrongCredentials,
     UnsupportedTransportProtocol,
     PeerAddressFamilyMismatch,
+    /// 500. It has no message integrity, because it is not known whether the client has the key.
+    ServerError,
     /// 508 with this reason phrase.
     InsufficientCapacity(&'static str),
     /// 486 or 508, because this limit is reached.
@@ -117,6 +121,7 @@ impl Rejection {
             Self::WrongCredentials => RejectionCode::WrongCredentials,
             Self::UnsupportedTransportProtocol => RejectionCode::UnsupportedTransportProtocol,
             Self::PeerAddressFamilyMismatch => RejectionCode::PeerAddressFamilyMismatch,
+            Self::ServerError => RejectionCode::ServerError,
             Self::InsufficientCapacity(_) => RejectionCode::InsufficientCapacity,
             Self::Limit(limit) => limit.code(),
         }
@@ -186,7 +191,7 @@ mod tests {
         for code in RejectionCode::ALL {
             assert_eq!(RejectionCode::of(code.code()), Some(*code));
         }
-        assert_eq!(RejectionCode::of(ErrorCode::SERVER_ERROR), None);
+        assert_eq!(RejectionCode::of(ErrorCode::CONNECTION_ALREADY_EXISTS), None);
     }
 
     #[test]

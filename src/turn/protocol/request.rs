@@ -3,10 +3,11 @@
 
 use std::rc::Rc;
 
-use crate::auth::{Identity, LongTermKey, NonceError};
+use crate::auth::{AuthFailure, Identity, KeyAlgorithm, LongTermKey, NonceError};
 use crate::stun::attribute::Nonce;
 use crate::stun::{Attribute, AttributeType, Message};
 use crate::turn::contract::{Action, AllocationId, Context, FiveTuple, FromClient, SocketSpec};
+use crate::turn::database::{Asked, CannotWait, Verdict};
 use crate::turn::event::{AuthCause, Event};
 use crate::turn::outcome::DropReason;
 use crate::turn::protocol::credentials::Credentials;
@@ -14,6 +15,7 @@ use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request_method::RequestMethod;
 use crate::turn::protocol::response::{self, ErrorExtras, ResponseContext, Success};
 use crate::turn::server::Server;
+use crate::turn::shared::snapshot::WhenUnavailable;
 use crate::turn::shared::sources::{Kind, Proof};
 use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::table::Table;
@@ -46,6 +48,8 @@ enum Failure {
     Rejected(Rejection),
     /// The request gets no response.
     Dropped(DropReason),
+    /// The request waits for the user database.
+    Waits,
 }
 
 /// Carries out an authenticated request of one method.
@@ -104,6 +108,7 @@ impl Server {
         }) {
             Ok(request) => request,
             Err(Failure::Dropped(reason)) => return FromClient::Drop(reason),
+            Err(Failure::Waits) => return FromClient::Wait,
             Err(Failure::Authenticated(rejection)) => {
                 return self.reject(cx, tuple, &context, None, &rejection, response);
             }
@@ -161,6 +166,7 @@ impl Server {
             | Rejection::WrongCredentials
             | Rejection::UnsupportedTransportProtocol
             | Rejection::PeerAddressFamilyMismatch
+            | Rejection::ServerError
             | Rejection::InsufficientCapacity(_)
             | Rejection::Limit(_) => ErrorExtras::None,
         };
@@ -215,10 +221,55 @@ impl Server {
             own.filter(|own| own.is_for(username, algorithm)).or_else(|| self.identity_cache.get(username, algorithm))
         });
         let mut matches = |key: &LongTermKey| credentials.is_signed_with(key, message);
-        let identity = match authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches) {
+        let database = self.snapshot.database.as_ref().filter(|_| algorithm == KeyAlgorithm::Md5).zip(username);
+        let asked = database.filter(|(_, username)| !authenticator.decides_about(username));
+        let known = known.filter(|known| database.is_none() || !known.is_of_database());
+        let mut result = match asked {
+            Some(_) => Err(AuthFailure::UnknownUser),
+            None => authenticator.authenticate(username, algorithm, cx.unix, known, &mut matches),
+        };
+        let mut is_removed = None;
+        if let Err(failure) = &result
+            && failure.leaves_database()
+            && let Some((settings, username)) = database
+        {
+            let is_refresh = context.method == RequestMethod::Refresh;
+            let own = own.filter(|own| own.is_of_database() && own.is_for(username, algorithm));
+            let asked = Asked { username, own, is_refresh };
+            result = match self.database.authenticate(cx.now, authenticator, &asked, &mut matches) {
+                Verdict::Authenticated(identity) => {
+                    is_removed = Some(false);
+                    Ok(identity)
+                }
+                Verdict::Removed(identity) => {
+                    is_removed = Some(true);
+                    Ok(identity)
+                }
+                Verdict::Failed(failure) => Err(failure),
+                // Only a client that has proved its source may cause a look-up.
+                Verdict::Unknown if !nonce_is_valid => return Err(Failure::Rejected(Rejection::StaleNonce)),
+                Verdict::Unknown => {
+                    match self.database.set_aside(cx.now, settings, &self.ledger, username, tuple, message) {
+                        Ok(asks) => {
+                            self.actions.extend(asks.then(|| Action::LookUp(username.into())));
+                            return Err(Failure::Waits);
+                        }
+                        Err(CannotWait::Dropped(reason)) => return Err(Failure::Dropped(reason)),
+                        Err(CannotWait::Unavailable) => Err(AuthFailure::DatabaseUnavailable),
+                    }
+                }
+            };
+            if result.as_ref().is_ok_and(|identity| authenticator.is_revoked(identity.username(), cx.unix)) {
+                result = Err(AuthFailure::Revoked);
+            }
+        }
+        let identity = match result {
             Ok(identity) => identity,
             Err(failure) => {
-                self.ledger.sources.count_failure(ip, name, per_second, cx.now);
+                let is_unavailable = failure == AuthFailure::DatabaseUnavailable;
+                if !is_unavailable {
+                    self.ledger.sources.count_failure(ip, name, per_second, cx.now);
+                }
                 // A forged source has no valid nonce, so it cannot fill the log.
                 if nonce_is_valid {
                     let (username, cause) = (credentials.for_log(authenticator), AuthCause::Failure(failure));
@@ -226,7 +277,11 @@ impl Server {
                     let event = Event::AuthenticationFailed { id, username, tuple: *tuple, cause };
                     self.actions.push_back(Action::Log(event));
                 }
-                return Err(Failure::Rejected(Rejection::Unauthenticated));
+                let policy = self.snapshot.database.as_ref().map(|database| database.when_unavailable);
+                return Err(Failure::Rejected(match policy {
+                    Some(WhenUnavailable::ServerError) if is_unavailable => Rejection::ServerError,
+                    _ => Rejection::Unauthenticated,
+                }));
             }
         };
         if !nonce_is_valid {
@@ -234,13 +289,20 @@ impl Server {
         }
         let is_own = own.is_some_and(|own| Rc::ptr_eq(own, &identity));
         let expired = identity.expired_for(cx.unix).is_some();
+        if context.method == RequestMethod::Refresh
+            && let Some(is_removed) = is_removed
+            && let Some(allocation) = allocation.and_then(|id| self.table.get_mut(id))
+        {
+            // As for a static user that a new configuration does not have.
+            allocation.credentials_removed = is_removed;
+        }
         let request = Authenticated { message, context, tuple: *tuple, identity, allocation };
         // A retransmitted Allocate gets its response again, even if the credential has expired in between.
         if context.method == RequestMethod::Allocate && expired && !self.is_retransmission(cx.now, &request) {
             return Err(Failure::Authenticated(self.expired(cx, &request)));
         }
         // The identity of an allocation is stored in the allocation, so it is not cached as well.
-        if !is_own && !expired {
+        if !is_own && !expired && !request.identity.is_of_database() {
             self.identity_cache.insert(&request.identity);
         }
         Ok(request)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::turn::rate::SharedBucket;
 use crate::turn::shared::quota::Quota;
 use crate::turn::shared::sources::Sources;
 use crate::turn::shared::test_links::TestLinks;
@@ -18,6 +19,8 @@ pub struct Ledger {
     pub sources: Sources,
     /// What the credentials of test links may still relay.
     pub test_links: TestLinks,
+    /// The look-ups in the user database.
+    pub(crate) lookups: SharedBucket,
     draining: AtomicBool,
     room: usize,
     smallest_table: usize,
@@ -51,6 +54,7 @@ impl Ledger {
             connections: Arc::new(Quota::new(room_for(connections), connections_key)),
             sources,
             test_links: TestLinks::default(),
+            lookups: SharedBucket::new(0),
             draining: AtomicBool::new(false),
             room,
             smallest_table,

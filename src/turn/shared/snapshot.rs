@@ -1,6 +1,8 @@
 //! The part of the configuration that the core reads. A reload replaces it as a whole.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::auth::{Authenticator, Identity, NonceMint};
 use crate::turn::protocol::channel_numbers::ChannelNumbers;
@@ -32,6 +34,8 @@ pub struct Snapshot {
     pub alternate: Option<Alternate>,
     /// Deviations from RFC 8656 for deployed clients.
     pub compat: Compat,
+    /// A database with further users.
+    pub database: Option<UserDatabase>,
     /// How long an allocation can be refreshed after its credential has expired, in seconds.
     pub expiry_grace: u64,
 }
@@ -74,6 +78,39 @@ impl Snapshot {
         let listens = self.udp_ports.contains(&address.port()) && self.policy.own.contains(&address.ip());
         listens || self.relays.is_live(address)
     }
+}
+
+/// How a database with users is asked, and how long its responses are used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserDatabase {
+    /// Identifies the database and the realm. What one database has said does not apply to another one.
+    pub source: Arc<str>,
+    /// How long a request waits for the database.
+    pub time_limit: Duration,
+    /// How long a user that was found is known.
+    pub found_for: Duration,
+    /// How long a user that was not found is known to be absent.
+    pub absent_for: Duration,
+    /// For how much longer a user that was found is known if the database does not respond.
+    pub stale_for: Duration,
+    /// The most users that a worker knows.
+    pub cached_users: usize,
+    /// Look-ups per second of all workers; 0 for no limit.
+    pub lookups_per_second: u32,
+    /// Requests per second of one source that need a look-up; 0 for no limit.
+    pub lookups_per_second_per_source: u32,
+    /// The response to a request if the database does not respond.
+    pub when_unavailable: WhenUnavailable,
+}
+
+/// The response to a request of a user that is not known, if the database does not respond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WhenUnavailable {
+    /// 500: the client may try again (RFC 8489 §14.8).
+    #[default]
+    ServerError,
+    /// 401, as for an unknown user.
+    Unauthenticated,
 }
 
 /// Limits. They apply to new requests and to data. Existing allocations, permissions and channels are not affected.

@@ -25,15 +25,21 @@ use crate::turn::rate::{Rate, SharedBucket};
 use crate::turn::shared::quota::zeroed;
 use crate::turn::time::Instant;
 
-/// The number of rows of a server. A keyed hash assigns sources to them, so the memory is fixed: 6 MiB, if all of it is
+/// The number of rows of a server. A keyed hash assigns sources to them, so the memory is fixed: 7 MiB, if all of it is
 /// used.
 const ROWS: usize = 1 << 16;
-/// The number of buckets of a row: two for each [`Kind`], and those for failed authentications.
-const BUCKETS: usize = 2 * Kind::COUNT + 3;
+/// The number of buckets of a row: two for each [`Kind`], those for failed authentications, and those for look-ups in the
+/// user database.
+const BUCKETS: usize = 2 * Kind::COUNT + 5;
 /// The buckets for failed authentications: of a source with one username, of a source, of the /48 of an IPv6 source.
 const FAILURES_OF_USER: usize = 2 * Kind::COUNT;
 const FAILURES_OF_SOURCE: usize = FAILURES_OF_USER + 1;
 const FAILURES_OF_SITE: usize = FAILURES_OF_USER + 2;
+/// The buckets for look-ups: of a source, of the /48 of an IPv6 source.
+const LOOKUPS_OF_SOURCE: usize = FAILURES_OF_SITE + 1;
+const LOOKUPS_OF_SITE: usize = FAILURES_OF_SITE + 2;
+/// The look-ups per second of a /48, in multiples of those of a source.
+const LOOKUPS_SITE_FACTOR: u32 = 8;
 /// The failed authentications per second of a source and of a /48, in multiples of those with one username.
 const SOURCE_FACTOR: u32 = 8;
 const SITE_FACTOR: u32 = 64;
@@ -56,6 +62,8 @@ const BURST: u32 = 4;
 const PROVED_BURST: u32 = 2;
 /// The seconds over which a source accumulates unused failed authentications.
 const FAILURES_BURST: u32 = 20;
+/// The seconds over which a source accumulates unused look-ups.
+const LOOKUPS_BURST: u32 = 2;
 
 /// The bits of a proof that hold the time of its end, in milliseconds since the start of the process. The bits above
 /// them hold a fingerprint of the source.
@@ -222,6 +230,21 @@ impl Sources {
         buckets.find_map(|(waiting, rate, bucket)| (!bucket.has(&rate, now, 1)).then_some(waiting))
     }
 
+    /// Charges a request that needs a look-up in the user database to its source, and to the /48 of an IPv6 source.
+    /// `per_second` is `auth.redis.lookups-per-second-per-source`; 0 for no limit.
+    pub(crate) fn admit_lookup(&self, address: IpAddr, per_second: u32, now: Instant) -> bool {
+        let source = (self.place(network(address)), LOOKUPS_OF_SOURCE, 1);
+        let site = match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some((self.place((48, u128::from(v6) >> 80)), LOOKUPS_OF_SITE, LOOKUPS_SITE_FACTOR)),
+        };
+        [Some(source), site].into_iter().flatten().all(|(place, bucket, times)| {
+            let per_second = per_second.saturating_mul(times);
+            let Some(rate) = Rate::new(per_second, per_second.saturating_mul(LOOKUPS_BURST)) else { return true };
+            self.bucket(place, bucket).is_none_or(|bucket| bucket.take(&rate, now, 1))
+        })
+    }
+
     fn failure_buckets(
         &self,
         address: IpAddr,
@@ -375,6 +398,19 @@ mod tests {
         assert!((0..100).map(from).sum::<usize>() <= 64 * 100);
         let waiting = |ip: &str| sources.waiting(ip.parse().unwrap(), "bob", 5, at(0));
         assert_eq!([waiting("2001:db8:1:ffff::1"), waiting("2001:db8:2::1")], [Some(Waiting::Site), None]);
+    }
+
+    #[test]
+    fn a_source_and_a_site_have_a_limit_on_look_ups() {
+        let sources = Sources::default();
+        let from = |ip: &str, now| {
+            let ip: IpAddr = ip.parse().unwrap();
+            (0..10_000).filter(|_| sources.admit_lookup(ip, 20, now)).count()
+        };
+        assert_eq!([from("192.0.2.1", at(0)), from("192.0.2.1", at(1_000))], [40, 20]);
+        assert_eq!(from("192.0.2.2", at(0)), 40);
+        let of_site: usize = (0..100).map(|network: u32| from(&format!("2001:db8:1:{network:x}::1"), at(0))).sum();
+        assert_eq!(of_site, 8 * 40);
     }
 
     #[test]

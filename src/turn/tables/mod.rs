@@ -7,4 +7,6 @@ pub(crate) mod permissions;
 pub(crate) mod relays;
 mod short_list;
 pub(crate) mod table;
+pub(crate) mod user_cache;
+pub(crate) mod waiting;
 pub(crate) mod wheel;

@@ -304,6 +304,7 @@ impl Servers {
                 let Opened::Respond(tuple, response) = opened else { panic!("the socket is open") };
                 self.sent(tuple.server, tuple.client, buffer[..response.length].to_vec(), passes, hops(64));
             }
+            FromClient::Wait => unreachable!("there is no user database"),
             FromClient::Drop(reason) => self.dropped.push(reason),
         }
         self.actions(server);

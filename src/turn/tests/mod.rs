@@ -7,6 +7,7 @@ mod authentication;
 mod binding;
 mod channel;
 mod circles;
+mod database;
 mod drops;
 mod dual;
 mod icmp;

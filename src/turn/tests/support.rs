@@ -252,6 +252,20 @@ impl World {
         (decision, buffer)
     }
 
+    /// Lets the server decide about the next request that has waited for the user database. Also returns the response
+    /// buffer.
+    pub(crate) fn resume(&mut self) -> Option<(FiveTuple, FromClient, Vec<u8>)> {
+        let request = self.server.next_resumed(self.now)?;
+        let mut buffer = vec![UNTOUCHED; RESPONSE_BUFFER];
+        let mut cx = Context { now: self.now, unix: self.unix, rng: &mut self.rng };
+        let decision = self.server.resume(&mut cx, &request, &mut buffer);
+        if let FromClient::Open(_) = decision {
+            self.opening += 1;
+        }
+        self.server.check_invariants(self.opening);
+        Some((request.tuple, decision, buffer))
+    }
+
     /// Passes a merged datagram from a client, with segments of `length` bytes. Returns for each segment how many bytes
     /// are relayed, or why it is dropped.
     pub(crate) fn client_burst(

@@ -122,6 +122,13 @@ impl Connections {
         outbound.is_some()
     }
 
+    /// Says that a request that waited for the user database was resumed. It may have created the allocation.
+    pub(super) fn resumed(&self, tuple: &FiveTuple) {
+        if let Some(outbound) = self.open.get(tuple) {
+            outbound.borrow_mut().resume();
+        }
+    }
+
     /// Queues relayed data with `payload` bytes of application data, which consists of a few parts. It is counted when
     /// it was written or dropped.
     pub(super) fn push_data(

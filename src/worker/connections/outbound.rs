@@ -141,6 +141,8 @@ pub(super) struct Outbound {
     /// Wakes the task that writes.
     writer: Option<Waker>,
     overflowed: bool,
+    /// A request that waited for the user database was resumed.
+    resumed: bool,
     /// The connection is closed once the queue is written.
     finishing: bool,
     /// Each write has one message, so that each message has its own TLS record. Some clients, such as coturn's, expect
@@ -173,6 +175,7 @@ impl Outbound {
             settled: Vec::new(),
             writer: None,
             overflowed: false,
+            resumed: false,
             finishing: false,
             single: transport.is_encrypted(),
             remaining: 0,
@@ -291,6 +294,17 @@ impl Outbound {
         self.drop_front(DropReason::AllocationEnded, |message| message.socket.allocation() == allocation);
         self.free_if_empty();
         self.count_memory();
+    }
+
+    /// Says that a request was resumed.
+    pub(super) fn resume(&mut self) {
+        self.resumed = true;
+        self.wake();
+    }
+
+    /// Returns whether a request was resumed since the last call.
+    pub(super) fn take_resumed(&mut self) -> bool {
+        std::mem::take(&mut self.resumed)
     }
 
     /// Drops everything, and ends the connection.

@@ -145,6 +145,11 @@ where
             if evicted.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(CloseReason::Evicted));
             }
+            if outbound.borrow_mut().take_resumed()
+                && let Err(close) = this.borrow_mut().count_resumed(now, tuple, &mut inbound)
+            {
+                return Poll::Ready(Err(close));
+            }
             let read = this.borrow_mut().poll_read(cx, tuple, &mut inbound, stream);
             match read {
                 Poll::Ready(Err(close)) => {
@@ -201,6 +206,13 @@ impl Worker {
             inbound.until = Deadline::after(now, self.shell.snapshot.timeouts.idle);
         }
         Ok(inbound.deadline().left(now))
+    }
+
+    /// Follows the effect of a request that was resumed.
+    fn count_resumed(&mut self, now: Instant, tuple: &FiveTuple, inbound: &mut Inbound) -> Result<(), CloseReason> {
+        inbound.authenticated = inbound.authenticated || self.shell.server.allocation_of(tuple).is_some();
+        inbound.until = Deadline::after(now, self.shell.snapshot.timeouts.idle);
+        self.count_allocation(tuple, &mut inbound.place)
     }
 
     /// Reads from a connection and serves complete messages, within a budget. The result says whether there may be
