@@ -9,6 +9,7 @@ mod file;
 mod given;
 mod network;
 pub mod options;
+mod redis;
 mod report;
 pub mod undecided;
 mod users;

@@ -382,7 +382,7 @@ pub static OPTIONS: &[CoturnOption] = &[
         "statistics are not written to Redis: scrape the metrics (`http.listen`), or use `turnserver ctl --json \
          sessions`",
     ).short('O').secret(),
-    convert("redis-userdb", Required, &[]).short('N').secret(),
+    convert("redis-userdb", Required, &["auth.redis.url", "auth.redis.database", "auth.redis.time-limit"]).short('N').secret(),
     never(
         "relay-device",
         Required,

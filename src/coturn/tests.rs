@@ -240,7 +240,7 @@ fn secrets_are_taken_over_byte_for_byte() {
 
 #[test]
 fn databases_cannot_be_read_and_the_report_says_how_to_move_their_users() {
-    for name in ["userdb", "psql-userdb", "mysql-userdb", "redis-userdb", "mongo-userdb"] {
+    for name in ["userdb", "psql-userdb", "mysql-userdb", "mongo-userdb"] {
         let entry = only_entry(&format!("{name}=n33dle\n"));
         assert!(entry.verdict == Cannot && entry.text.contains("`[[auth.users]]`"), "{entry:?}");
     }
@@ -254,6 +254,30 @@ fn databases_cannot_be_read_and_the_report_says_how_to_move_their_users() {
     let default = |text: &str| import_file(text).differences.iter().any(|text| text.contains("/var/lib/turn/turndb"));
     assert!(default("fingerprint\n") && default("userdb=\n"));
     assert!(!default("userdb=/t\n") && !default("redis-userdb=x\n"));
+}
+
+#[test]
+fn the_redis_server_is_taken_over_and_its_password_is_not_written() {
+    let text = "realm=example.org\nredis-userdb=\"ip=10.0.0.7 dbname=2 port=7000 connect_timeout=30\"\n";
+    let import = import_file(text);
+    let config = Config::parse(&import.toml, "t.toml").unwrap();
+    let redis = config.auth.redis.unwrap();
+    assert_eq!((redis.server.to_string().as_str(), redis.database), ("redis://10.0.0.7:7000", 2));
+    assert_eq!(redis.time_limit.as_secs(), 10);
+    assert_eq!(import.entries[1].verdict, Taken);
+    // Without a host it is that of this machine.
+    let config = Config::parse(&import_file("redis-userdb=dbname=0\n").toml, "t.toml").unwrap();
+    assert_eq!(config.auth.redis.unwrap().server.to_string(), "redis://127.0.0.1:6379");
+
+    let import = import_file("realm=example.org\nredis-userdb=\"host=::1 password=n33dle user=turn\"\n");
+    let entry = &import.entries[1];
+    assert!(entry.verdict == Cannot && entry.text.contains("`auth.redis.password-file`"), "{entry:?}");
+    assert!(!import.toml.contains("n33dle") && !format!("{entry:?}").contains("n33dle"));
+    assert!(import.toml.contains("url = \"redis://[::1]:6379\""), "{}", *import.toml);
+    for bad in ["n33dle", "ip=10.0.0.7 port=n33dle", "ip=a/b", "colour=n33dle"] {
+        let entry = only_entry(&format!("redis-userdb={bad}\n"));
+        assert!(entry.verdict == Cannot && !format!("{entry:?}").contains("n33dle"), "{entry:?}");
+    }
 }
 
 #[test]

@@ -12,21 +12,18 @@ use super::write::{User, list};
 const DAY: u64 = 86_400;
 
 /// The databases of coturn, and how to read their users.
-const DATABASES: [(&str, &str); 7] = [
+const DATABASES: [(&str, &str); 6] = [
     ("db", SQLITE),
     ("userdb", SQLITE),
     ("psql-userdb", SQL),
     ("sql-userdb", SQL),
     ("mysql-userdb", SQL),
-    ("redis-userdb", REDIS),
     ("mongo-userdb", MONGO),
 ];
 const SQLITE: &str = "`sqlite3 FILE 'SELECT realm, name, hmackey FROM turnusers_lt; SELECT * FROM turn_secret; \
                       SELECT * FROM allowed_peer_ip; SELECT * FROM denied_peer_ip'`";
 const SQL: &str = "`SELECT realm, name, hmackey FROM turnusers_lt`, `SELECT * FROM turn_secret`, \
                    `SELECT * FROM allowed_peer_ip` and `SELECT * FROM denied_peer_ip`";
-const REDIS: &str = "`KEYS turn/realm/*/user/*/key`, `KEYS turn/realm/*/secret*`, `KEYS turn/*allowed-peer-ip*` and \
-                     `KEYS turn/*denied-peer-ip*`";
 const MONGO: &str = "the collections `turnusers_lt` (`hmackey`), `turn_secret` and `realm` (`allowed_peer_ip` and \
                      `denied_peer_ip`)";
 /// Where the peer rules of a database belong.
@@ -40,8 +37,9 @@ impl Converter<'_> {
         self.separator();
         self.nonce_lifetime();
         self.databases(is_time_limited);
-        let has_users = self.users(is_time_limited);
-        self.user_quota(is_time_limited || !has_users);
+        let has_redis = self.redis(is_time_limited);
+        let has_users = self.users(is_time_limited) || has_redis;
+        self.user_quota(is_time_limited || has_redis || !has_users);
         if !has_secrets && !has_users {
             self.differences.push(
                 "the new configuration has neither a secret nor a user: the server makes a secret at each start and \
@@ -106,7 +104,8 @@ impl Converter<'_> {
             "Write each user as `[[auth.users]]` with `name` and the `hmackey` as `key`, or let your application make \
              time-limited credentials (`turn-credential`, docs/credentials.md)"
         };
-        if !DATABASES.iter().any(|(name, _)| self.is_given(name)) {
+        let is_other = DATABASES.iter().any(|(name, _)| self.is_given(name)) || self.is_given("redis-userdb");
+        if !is_other {
             self.differences.push(format!(
                 "without an option for a database, coturn also uses the users, secrets and peer rules in a default one \
                  (in Debian /var/lib/turn/turndb, elsewhere /var/db/turndb or /usr/local/var/db/turndb). If it exists, \
@@ -116,7 +115,7 @@ impl Converter<'_> {
         for (name, how) in DATABASES {
             let Some(at) = self.one(name) else { continue };
             let text = format!(
-                "the server reads no database: read its users, secrets and peer rules once, with {how}. {users}; write \
+                "of databases, the server reads only that of Redis: read its users, secrets and peer rules once, with {how}. {users}; write \
                  each secret into `auth.secrets`, {PEER_RULES}"
             );
             self.decide(at, Cannot, text);

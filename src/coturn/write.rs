@@ -6,8 +6,21 @@ use toml::Value;
 use zeroize::Zeroizing;
 
 /// The tables of the file, in its order. The first one is the top level.
-const TABLES: [&str; 12] =
-    ["", "listen", "tls", "relay", "auth", "peers", "limits", "timeouts", "alternate", "compat", "log", "http"];
+const TABLES: [&str; 13] = [
+    "",
+    "listen",
+    "tls",
+    "relay",
+    "auth",
+    "auth.redis",
+    "peers",
+    "limits",
+    "timeouts",
+    "alternate",
+    "compat",
+    "log",
+    "http",
+];
 
 /// The keys of the new configuration. In each table they have the order in which they were set.
 #[derive(Default)]
