@@ -71,7 +71,7 @@ mod architecture {
             ],
         ),
         ("coturn", &["printable", "special_purpose"]),
-        ("config", &["auth", "coturn", "file", "privacy", "setting", "special_purpose", "transport"]),
+        ("config", &["auth", "coturn", "file", "fleet", "privacy", "setting", "special_purpose", "transport"]),
         (
             "worker",
             &[
@@ -94,6 +94,7 @@ mod architecture {
                 "clock",
                 "config",
                 "file",
+                "fleet",
                 "front",
                 "http",
                 "net",

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
@@ -114,7 +115,7 @@ pub(super) fn fleet(top: &Section<'_>, report: &mut Report<'_>) -> Option<Fleet>
         weight: section.number("weight", 1..=MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),
         urls: urls(&section, report),
         limits: limits(&section, report),
-        regions: regions(&section, report),
+        regions: Arc::new(regions(&section, report)),
         nodes_per_credential: section
             .number("nodes-per-credential", 1..=MAX_NODES, report)
             .unwrap_or(Fleet::NODES_PER_CREDENTIAL),

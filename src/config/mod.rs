@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use std::{fmt, fs, io};
 
@@ -318,7 +319,7 @@ pub struct Fleet {
     /// Whether limits per user apply to each node or to all nodes together.
     pub limits: FleetLimits,
     /// The regions of client prefixes, of `fleet.regions-file`.
-    pub regions: Prefixes,
+    pub regions: Arc<Prefixes>,
     /// The number of nodes in the response to a request for credentials: 1 to 8.
     pub nodes_per_credential: u8,
     /// The number of copies that the engine keeps of what it stores: 1, 3 or 5. `None`: 3 if it can, otherwise 1.

@@ -83,7 +83,9 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
-    let filled = filled.replace("/etc/turnserver/nats-password", "Cargo.toml");
+    let filled = filled
+        .replace("/etc/turnserver/nats-password", "Cargo.toml")
+        .replace("/etc/turnserver/regions.txt", "regions.txt");
     let filled = filled
         .replace("/etc/turnserver/webhook-secret", "signing")
         .replace("/etc/turnserver/receiver-ca.pem", "signing");
@@ -111,6 +113,7 @@ fn check_examples(filled: &str) -> Config {
     let directory = Directory::new("examples");
     directory.write("Cargo.toml", "0123456789abcdef", 0o600);
     directory.write("keys.toml", "", 0o600);
+    directory.write("regions.txt", "198.51.100.0/24 eu\n", 0o600);
     directory.write("signing", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=", 0o600);
     let path = directory.write("turnserver.toml", lines.join("\n"), 0o600);
     let config = Config::load(&path).unwrap();

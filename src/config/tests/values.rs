@@ -292,7 +292,7 @@ fn every_value_is_parsed() {
             weight: 50,
             urls: vec!["turn:fra.example.org:3478?transport=udp".to_owned()],
             limits: FleetLimits::Fleet,
-            regions: Prefixes::default(),
+            regions: Arc::default(),
             nodes_per_credential: 3,
             replicas: Some(5),
         }),

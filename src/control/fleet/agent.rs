@@ -376,7 +376,6 @@ async fn follow_orders(session: Rc<Session>) {
             Some(message) = to_all.next() => (message, false),
             Some(message) = to_this.next() => (message, false),
             Some(message) = of_state.next() => (message, true),
-            Some(_) = running.join_next(), if running.len() >= ORDERS => continue,
             else => return,
         };
         while running.try_join_next().is_some() {}
