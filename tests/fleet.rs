@@ -489,8 +489,8 @@ mod fleet {
                 thread::sleep(Duration::from_millis(2_500));
             }
             // What was not used comes to who needs it.
-            for index in 0..NODES {
-                counts[index] += try_all(&ann, &mut clients, index);
+            for (index, count) in counts.iter_mut().enumerate() {
+                *count += try_all(&ann, &mut clients, index);
             }
             let sum: usize = counts.iter().sum();
             eprintln!("one node after the other: {counts:?}, {sum} of {LIMIT}");

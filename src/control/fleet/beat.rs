@@ -43,7 +43,7 @@ impl Pulse {
             boot: inputs.boot,
             sequence: self.sequence,
             region: settings.fleet.region.clone(),
-            weight: settings.fleet.weight.into(),
+            weight: settings.fleet.weight,
             urls: urls
                 .into_iter()
                 .filter(|url| url.len() <= Heartbeat::LONGEST_URL)

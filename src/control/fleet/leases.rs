@@ -72,7 +72,7 @@ fn limits(session: &Session) -> Limits {
 /// Follows the numbers of allocations of users.
 async fn follow_users(holder: Rc<Holder>) {
     let session = &holder.session;
-    let mut users = session.inputs.users.borrow_mut();
+    let mut users = session.inputs.users.lock().await;
     while let Some(user) = users.recv().await {
         let used = session.inputs.ledger.quota.count(&user);
         holder.leases.borrow_mut().count_changed(&user, used, session.inputs.now());
@@ -87,20 +87,19 @@ async fn follow_engine(holder: Rc<Holder>) {
     let mut was_up = false;
     loop {
         let is_up = connection.borrow_and_update().is_up;
-        let (mut leases, limits) = (holder.leases.borrow_mut(), limits(session));
+        let limits = limits(session);
         if is_up != was_up {
             was_up = is_up;
             holder.connections.update(|count| count + 1);
-            with_rng(|rng| leases.engine(is_up, session.inputs.now(), rng));
+            with_rng(|rng| holder.leases.borrow_mut().engine(is_up, session.inputs.now(), rng));
             holder.changed.notify_one();
         }
         // While the engine is away, the last number of nodes stays.
         if is_up {
-            leases.set_limits(limits);
+            holder.leases.borrow_mut().set_limits(limits);
             session.inputs.ledger.quota.set_first_share(Some((limits.allocations, limits.first().into())));
         }
-        let held = leases.len() as u64;
-        drop(leases);
+        let held = holder.leases.borrow().len() as u64;
         session.count(|counts| counts.leases = held);
         tokio::select! {
             changed = connection.changed() => if changed.is_err() { return },

@@ -140,7 +140,7 @@ pub(super) struct Inputs {
     /// To the HTTP server, which carries out orders as those on the control socket.
     pub(super) internal: mpsc::Sender<InternalRequest>,
     /// The users whose number of allocations has changed.
-    pub(super) users: RefCell<mpsc::Receiver<String>>,
+    pub(super) users: tokio::sync::Mutex<mpsc::Receiver<String>>,
     pub(super) clock: Clock,
     /// Identifies this run of the process.
     pub(super) boot: u64,
