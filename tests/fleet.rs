@@ -22,8 +22,10 @@ mod fleet {
     use nix::sys::signal::Signal;
     use serde_json::Value;
     use turnserver::auth::KeyHash;
+    use turnserver::client::{Allocate, Families, Request};
     use turnserver::clock::{Clock, unix_seconds};
     use turnserver::stun::Method;
+    use turnserver::stun::attribute::{AddressFamily, AlternateServer};
 
     use crate::engine::{self, Engine};
     use crate::http::Http;
@@ -517,6 +519,39 @@ mod fleet {
             let without: Vec<usize> = (0..NODES).map(|index| try_all(&eve, &mut clients, index)).collect();
             eprintln!("without the engine: {without:?}");
             assert!(without.iter().all(|count| *count == FIRST), "{without:?}");
+        });
+    }
+
+    #[test]
+    fn clients_of_a_node_that_drains_are_redirected_to_the_others() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let fleet = Fleet::start(NODES, "[alternate]\nservers = \"fleet\"\n", "");
+            fleet.wait_for_nodes(NODES);
+            let ann = Login::mint("ann", 600);
+            let mut call = Call::start(0, &ann).unwrap();
+            fleet.node(0).lines(&["--fleet", "--node", "node-0", "drain"]);
+            let mut others = BTreeSet::new();
+            wait(|| {
+                let client = Fleet::client(0);
+                let session = client.challenge(&ann);
+                let request =
+                    Request::Allocate(Allocate { families: Families::One(AddressFamily::V4), ..Allocate::default() });
+                let response = client.request(&session, Method::ALLOCATE, &|writer| request.encode(writer));
+                match response.error() {
+                    Some(300) => drop(others.insert(response.get::<AlternateServer>().unwrap().0)),
+                    // No other node is known yet.
+                    Some(508) => return Err("508".to_owned()),
+                    other => panic!("{other:?}"),
+                }
+                // At most four of them, each by chance.
+                if others.len() >= 3 { Ok(()) } else { Err(format!("{others:?}")) }
+            });
+            assert!(!others.contains(&Fleet::address(0)), "{others:?}");
+            for other in others {
+                Client::new(other).allocate(&ann).unwrap();
+            }
+            call.exchange(100);
         });
     }
 

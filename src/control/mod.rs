@@ -164,6 +164,7 @@ pub fn run_with_sockets(
         readers: prepared.feeds,
         workers: prepared.controls.clone(),
         users: active_users,
+        quota: Arc::clone(&prepared.ledger.quota),
         webhook: Arc::clone(&webhook),
         stream: Arc::clone(&stream),
     };

@@ -24,7 +24,7 @@ use super::start::WorkerControl;
 use super::webhook::{self, Webhook};
 use crate::config::Config;
 use crate::net::background;
-use crate::turn::{Cursor, Filter};
+use crate::turn::{Cursor, Filter, Quota};
 use crate::worker::{FeedReader, RecordBatch};
 use event::{Event, Source};
 
@@ -81,6 +81,8 @@ pub(super) struct Inputs {
     pub(super) workers: Vec<WorkerControl>,
     /// Gets the names of the users whose number of allocations has changed.
     pub(super) users: mpsc::Sender<String>,
+    /// Says whether they are wanted.
+    pub(super) quota: Arc<Quota>,
     /// What the webhook counts.
     pub(super) webhook: Arc<webhook::Statistics>,
     /// What the stream of the fleet counts.
@@ -130,17 +132,20 @@ impl Events {
 }
 
 /// Tells the thread of the fleet which users it has to count. What does not fit comes with the next running sums.
-struct ActiveUsers(mpsc::Sender<String>);
+struct ActiveUsers {
+    users: mpsc::Sender<String>,
+    quota: Arc<Quota>,
+}
 
 impl Sink for ActiveUsers {
     fn take(&mut self, event: &Rc<Event>) {
-        if event.session.is_some() {
-            let _ = self.0.try_send(event.user.clone());
+        if event.session.is_some() && self.quota.is_shared() {
+            let _ = self.users.try_send(event.user.clone());
         }
     }
 
     fn wants_usage(&self) -> bool {
-        !self.0.is_closed()
+        self.quota.is_shared()
     }
 
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
@@ -178,14 +183,14 @@ impl Hub {
 }
 
 async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
-    let Inputs { readers, workers, users, webhook, stream } = inputs;
+    let Inputs { readers, workers, users, quota, webhook, stream } = inputs;
     let first = settings.borrow_and_update().clone();
     let Some(first) = first else { return };
     let (webhook, webhook_settings) = Webhook::start(webhook);
     webhook_settings.configure(first.webhook.clone());
     let (stream, stream_settings) = EventStream::start(stream);
     stream_settings.configure(first.stream.clone());
-    let sinks: Sinks = vec![Box::new(ActiveUsers(users)), Box::new(webhook), Box::new(stream)];
+    let sinks: Sinks = vec![Box::new(ActiveUsers { users, quota }), Box::new(webhook), Box::new(stream)];
     let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);

@@ -1,7 +1,7 @@
 //! The events that wait for the receiver. The ends and starts of allocations are in the spool; running sums are in memory
 //! only, because the next ones make up for them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 
@@ -26,6 +26,8 @@ pub(in crate::control) struct Queue {
     usage_bytes: usize,
     /// The latest running sums of each allocation that the receiver has got, or may have got.
     reported: HashMap<SessionId, Traffic>,
+    /// The allocations that have ended lately: since a change of the two sets, and before.
+    ended: [HashSet<SessionId>; 2],
     lost: Lost,
     /// The events that were dropped. Their sums are in `lost`.
     dropped: u64,
@@ -54,7 +56,7 @@ impl Queue {
             Err(error) => (Lost::default(), Err(error)),
         };
         let (usage, reported) = (VecDeque::new(), HashMap::new());
-        (Self { spool, usage, usage_bytes: 0, reported, lost, dropped: 0 }, result)
+        (Self { spool, usage, usage_bytes: 0, reported, ended: Default::default(), lost, dropped: 0 }, result)
     }
 
     /// Adds an event. What does not fit is counted, and its sums are kept for an `events.lost`.
@@ -62,7 +64,15 @@ impl Queue {
     /// # Errors
     /// Why it does not fit.
     pub(in crate::control) fn push(&mut self, event: &Event) -> Result<(), PushError> {
+        if event.kind == Kind::Lost {
+            // It becomes part of the running sums of all that is lost.
+            let fields: Value = serde_json::from_str(&event.json).unwrap_or_default();
+            let number = |key: &str| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
+            self.lose(number("started"), number("ended"), event.traffic);
+            return Ok(());
+        }
         let reported = event.session.filter(|_| event.kind == Kind::Ended).map(|session| {
+            self.note_end(session);
             // The end has these sums.
             self.usage.retain(|(_, usage)| {
                 let is_kept = usage.session != Some(session);
@@ -79,12 +89,7 @@ impl Queue {
             match event.kind {
                 Kind::Started => self.lose(1, 0, Traffic::default()),
                 Kind::Ended => self.lose(0, 1, since(&event.traffic, &reported.unwrap_or_default())),
-                Kind::Lost => {
-                    let fields: Value = serde_json::from_str(&event.json).unwrap_or_default();
-                    let number = |key: &str| fields.get(key).and_then(Value::as_u64).unwrap_or_default();
-                    self.lose(number("started"), number("ended"), event.traffic);
-                }
-                Kind::Usage | Kind::NodeStarted | Kind::NodeStopped => {}
+                Kind::Usage | Kind::Lost | Kind::NodeStarted | Kind::NodeStopped => {}
             }
         }
         result
@@ -103,8 +108,21 @@ impl Queue {
         let _ = self.spool.keep_note(self.lost.to_note().as_bytes());
     }
 
+    /// Remembers for a while that an allocation has ended: its running sums may come later than its end.
+    fn note_end(&mut self, session: SessionId) {
+        const MOST: usize = 16_384;
+        let [recent, older] = &mut self.ended;
+        if recent.len() >= MOST {
+            *older = std::mem::take(recent);
+        }
+        recent.insert(session);
+    }
+
     /// Adds running sums, unless too many wait.
     pub(in crate::control) fn push_usage(&mut self, event: &Rc<Event>) {
+        if event.session.is_some_and(|session| self.ended.iter().any(|ended| ended.contains(&session))) {
+            return;
+        }
         if self.usage_bytes + event.json.len() <= MAX_USAGE {
             self.usage_bytes += event.json.len();
             self.usage.push_back((self.spool.end(), Rc::clone(event)));

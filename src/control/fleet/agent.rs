@@ -1,6 +1,7 @@
 //! The work of the thread `fleet`: one session with the engine after the other, with one task for each duty.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,9 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::beat::Pulse;
+use super::common::{self, Revision};
 use super::engine::{Bucket, Connection, Engine, random_fraction};
-use super::state::{Entry, FleetState};
+use super::state::FleetState;
 use super::{AgentParts, Counts, Inputs, Request, Settings, View, leases, orders, requests};
 use crate::clock;
 use crate::control::commands::Command;
@@ -23,11 +25,11 @@ use crate::fleet::{Family, Heartbeat, alternates};
 use crate::turn::Operator;
 
 /// The pause before a further attempt, if the engine refuses something.
-const PAUSE: Duration = Duration::from_secs(1);
-/// The interval at which the common state is read as a whole.
-const REREAD: Duration = Duration::from_secs(60);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The longest time without a heartbeat of any node until they are asked for again.
 const SILENCE: Duration = Duration::from_secs(6);
+/// The interval at which the node looks whether a drain has begun or ended.
+const DRAIN_CHECK: Duration = Duration::from_millis(100);
 /// The most orders at a time.
 const ORDERS: usize = 16;
 /// The most alternate servers of each kind.
@@ -53,7 +55,9 @@ pub(super) struct Session {
     pub(super) connection: watch::Receiver<Connection>,
     pub(super) state: RefCell<FleetState>,
     /// The revision of the state that this node uses.
-    pub(super) revision: Cell<u64>,
+    pub(super) revision: Cell<Revision>,
+    /// The revision of each entry of the state.
+    pub(super) revisions: RefCell<BTreeMap<String, u64>>,
     pub(super) counts: Cell<Counts>,
     /// Something has changed that the next heartbeat says.
     pub(super) beat: Notify,
@@ -67,22 +71,39 @@ impl Agent {
     }
 
     pub(super) async fn run(mut self) {
-        let mut is_first = true;
+        let mut of: Option<Arc<Settings>> = None;
         loop {
-            let Ok(settings) = self.settings.wait_for(Option::is_some).await.map(|settings| settings.clone()) else {
-                return;
+            let settings = self.settings.borrow_and_update().clone();
+            let Some(settings) = settings else {
+                if of.take().is_some() {
+                    self.leave().await;
+                }
+                if self.settings.changed().await.is_err() {
+                    return;
+                }
+                continue;
             };
-            let Some(settings) = settings else { continue };
-            if std::mem::take(&mut is_first)
-                && let Some(file) = &settings.state_file
-            {
-                self.state = requests::read_state(file);
+            if of.as_ref().is_none_or(|of| !of.is_same_fleet(&settings)) {
+                // The state of another fleet is not that of this one.
+                self.state = settings.state_file.as_deref().map(requests::read_state).unwrap_or_default();
                 self.use_state(&self.state).await;
             }
+            of = Some(Arc::clone(&settings));
             if !self.session(settings).await {
                 return;
             }
         }
+    }
+
+    /// Uses nothing of the fleet any more.
+    async fn leave(&mut self) {
+        self.state = FleetState::default();
+        self.view = Arc::default();
+        self.parts.view.send_replace(Arc::clone(&self.view));
+        self.inputs.ledger.quota.set_first_share(None);
+        self.use_state(&self.state).await;
+        let nothing = Command::Alternates { servers: Vec::new(), tls_servers: Vec::new() };
+        let _ = self.inputs.commands.send(nothing, Operator::FLEET).await;
     }
 
     async fn use_state(&self, state: &FleetState) {
@@ -117,7 +138,8 @@ impl Agent {
             view: Arc::clone(&self.view),
             connection,
             state: RefCell::new(std::mem::take(&mut self.state)),
-            revision: Cell::new(0),
+            revision: Cell::default(),
+            revisions: RefCell::default(),
             counts: Cell::new(self.view.counts()),
             beat: Notify::new(),
             changed: Notify::new(),
@@ -125,7 +147,7 @@ impl Agent {
         let mut tasks = JoinSet::new();
         tasks.spawn_local(beat(Rc::clone(&session)));
         tasks.spawn_local(follow_nodes(Rc::clone(&session)));
-        tasks.spawn_local(follow_state(Rc::clone(&session)));
+        tasks.spawn_local(common::follow_state(Rc::clone(&session)));
         tasks.spawn_local(follow_time(Rc::clone(&session)));
         tasks.spawn_local(requests::keep_state(Rc::clone(&session)));
         tasks.spawn_local(follow_orders(Rc::clone(&session)));
@@ -133,7 +155,7 @@ impl Agent {
         if session.settings.alternates {
             tasks.spawn_local(follow_alternates(Rc::clone(&session)));
         }
-        let leases = leases::start(&session, &mut tasks);
+        leases::start(&session, &mut tasks);
         let goes_on = loop {
             tokio::select! {
                 changed = self.settings.changed() => break changed.is_ok(),
@@ -149,8 +171,13 @@ impl Agent {
             }
         };
         tasks.shutdown().await;
-        drop(leases);
-        if !goes_on {
+        let stays = goes_on
+            && self
+                .settings
+                .borrow()
+                .as_ref()
+                .is_some_and(|next| next.is_same_fleet(&session.settings) && next.node == session.settings.node);
+        if !stays {
             let _ = timeout(FAREWELL, farewell(&session)).await;
         }
         self.state = session.state.take();
@@ -227,8 +254,9 @@ async fn beat(session: Rc<Session>) {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = session.beat.notified() => {}
+                () = drain_changes(&session) => {}
             }
-            let beat = pulse.next(&session.inputs, &session.settings, session.revision.get());
+            let beat = pulse.next(&session.inputs, &session.settings, session.revision.get().number());
             match store.put(&session.settings.node, Bytes::from(beat.to_json())).await {
                 Ok(_) => session.count(|counts| counts.beats += 1),
                 Err(_) => {
@@ -237,6 +265,14 @@ async fn beat(session: Rc<Session>) {
                 }
             }
         }
+    }
+}
+
+/// Waits until a drain begins or ends, so that the other nodes learn of it at once.
+async fn drain_changes(session: &Session) {
+    let before = session.inputs.ledger.is_draining();
+    while session.inputs.ledger.is_draining() == before {
+        sleep(DRAIN_CHECK).await;
     }
 }
 
@@ -294,50 +330,6 @@ fn warn_of_twin(session: &Session, boot: u64) {
     }
 }
 
-/// Follows the common state.
-async fn follow_state(session: Rc<Session>) {
-    loop {
-        let store = session.open(Bucket::State).await;
-        let Ok(mut entries) = store.watch_with_history(">").await else {
-            sleep(PAUSE).await;
-            continue;
-        };
-        let reread = sleep(REREAD.mul_f64(1.0 + random_fraction()));
-        tokio::pin!(reread);
-        loop {
-            let entry = tokio::select! {
-                entry = entries.next() => entry,
-                () = &mut reread => break,
-            };
-            let Some(Ok(entry)) = entry else {
-                sleep(PAUSE).await;
-                break;
-            };
-            let now = clock::unix_seconds();
-            let before = session.state.borrow().clone();
-            if entry.operation == Operation::Put {
-                let inserted = Entry::parse(&entry.key, &entry.value)
-                    .and_then(|parsed| session.state.borrow_mut().insert(parsed, now));
-                if let Err(why) = inserted {
-                    session.malformed("an entry of the common state", &entry.key, why);
-                }
-            } else {
-                session.state.borrow_mut().remove(&entry.key);
-            }
-            let is_changed = before != *session.state.borrow();
-            session.revision.set(session.revision.get().max(entry.revision));
-            if is_changed {
-                session.use_state().await;
-                session.changed.notify_one();
-            }
-            if entry.delta == 0 {
-                // Whoever has made the change waits for it.
-                session.beat.notify_one();
-            }
-        }
-    }
-}
-
 /// Uses secrets and ends revocations at their times, and removes what has ended long ago.
 async fn follow_time(session: Rc<Session>) {
     let mut used = session.state.borrow().at(clock::unix_seconds());
@@ -350,10 +342,7 @@ async fn follow_time(session: Rc<Session>) {
             used = in_use;
             session.use_state().await;
         }
-        let ended = session.state.borrow().ended(clock::unix_seconds());
-        for key in ended {
-            requests::forget(&session, &key).await;
-        }
+        common::forget_ended(&session).await;
     }
 }
 
@@ -380,8 +369,11 @@ async fn follow_orders(session: Rc<Session>) {
         };
         while running.try_join_next().is_some() {}
         if running.len() >= ORDERS {
-            // It gets no response, and whoever has sent it tries again.
-            session.count(|counts| counts.malformed += 1);
+            if let Some(reply) = message.reply {
+                let busy = Err("the node carries out too many orders at present: try again".to_owned());
+                let response = orders::response(&session.settings.node, &busy).to_string();
+                let _ = session.engine.client.publish(reply, response.into()).await;
+            }
             continue;
         }
         let session = Rc::clone(&session);

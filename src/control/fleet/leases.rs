@@ -32,24 +32,16 @@ struct Holder {
     connections: Cell<u64>,
 }
 
-/// Ends the leases of a session when it is dropped: the limits of this node apply again.
-pub(super) struct Ended(Option<Rc<Session>>);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Some(session) = &self.0 {
-            session.inputs.ledger.quota.set_first_share(None);
-        }
-    }
-}
-
 /// Starts the tasks of the leases, if limits apply to all nodes together.
-pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) -> Ended {
+pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) {
     if session.settings.fleet.limits != FleetLimits::Fleet {
-        return Ended(None);
+        session.inputs.ledger.quota.set_first_share(None);
+        return;
     }
+    // New leases begin with the first share.
+    session.inputs.ledger.quota.clear_shares();
     let limits = limits(session);
-    session.inputs.ledger.quota.set_first_share(Some((limits.allocations, limits.first().into())));
+    session.inputs.ledger.quota.set_first_share(Some(limits.first().into()));
     let holder = Rc::new(Holder {
         leases: RefCell::new(Leases::new(&session.settings.node, limits)),
         session: Rc::clone(session),
@@ -60,7 +52,6 @@ pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) -> Ended {
     tasks.spawn_local(follow_engine(Rc::clone(&holder)));
     tasks.spawn_local(follow_hints(Rc::clone(&holder)));
     tasks.spawn_local(carry_out(holder));
-    Ended(Some(Rc::clone(session)))
 }
 
 /// Returns the limits over all nodes at present.
@@ -73,6 +64,8 @@ fn limits(session: &Session) -> Limits {
 async fn follow_users(holder: Rc<Holder>) {
     let session = &holder.session;
     let mut users = session.inputs.users.lock().await;
+    // They may be old. Each minute, all are named.
+    while users.try_recv().is_ok() {}
     while let Some(user) = users.recv().await {
         let used = session.inputs.ledger.quota.count(&user);
         holder.leases.borrow_mut().count_changed(&user, used, session.inputs.now());
@@ -97,7 +90,7 @@ async fn follow_engine(holder: Rc<Holder>) {
         // While the engine is away, the last number of nodes stays.
         if is_up {
             holder.leases.borrow_mut().set_limits(limits);
-            session.inputs.ledger.quota.set_first_share(Some((limits.allocations, limits.first().into())));
+            session.inputs.ledger.quota.set_first_share(Some(limits.first().into()));
         }
         let held = holder.leases.borrow().len() as u64;
         session.count(|counts| counts.leases = held);

@@ -5,6 +5,7 @@
 
 mod agent;
 mod beat;
+mod common;
 pub(super) mod engine;
 mod leases;
 mod orders;
@@ -48,6 +49,13 @@ pub(super) struct Settings {
     /// Whether clients are redirected to other nodes.
     pub(super) alternates: bool,
     pub(super) allocations_per_user: u32,
+}
+
+impl Settings {
+    /// Whether both are about one fleet on one engine.
+    fn is_same_fleet(&self, other: &Self) -> bool {
+        self.fleet.name == other.fleet.name && self.fleet.servers == other.fleet.servers
+    }
 }
 
 /// What the HTTP server reads of the fleet.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::agent::Session;
 use super::engine::{Bucket, with_source};
 use super::orders::{self, StateOrder};
-use super::state::{FleetSecret, FleetState, revocation_key, secret_key};
+use super::state::{FleetRevocation, FleetSecret, FleetState, revocation_key, secret_key};
 use crate::clock;
 use crate::control::state_directory;
 use crate::file;
@@ -24,6 +24,8 @@ use crate::file;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The interval at which a change looks which nodes use it.
 const LOOK: Duration = Duration::from_millis(50);
+/// The pause after a copy of the state could not be written.
+const AGAIN: Duration = Duration::from_secs(30);
 /// The longest file of the common state in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -84,39 +86,49 @@ pub(super) async fn change_state(
     let now = clock::unix_seconds();
     let grace = session.inputs.published.borrow().snapshot.core.expiry_grace;
     let order = orders::state_order(verb, arguments, now, grace)?;
+    let (mut is_new, mut present) = (true, None);
     let (key, entry, mut result) = match order {
         StateOrder::ListSecrets => return Ok(list_secrets(&session.state.borrow(), now)),
         StateOrder::Revoke(revocation) => {
             let result = json!({ "username": revocation.username, "until": revocation.until });
-            (revocation_key(&revocation.username), Some(revocation.to_json()), result)
+            (revocation_key(&revocation.username), revocation.to_json(), result)
         }
         StateOrder::EndRevocation(username) => {
-            (revocation_key(&username), None, json!({ "username": username, "until": null }))
+            is_new = false;
+            let result = json!({ "username": username, "until": null });
+            // It is removed like every other one that has ended.
+            (revocation_key(&username), FleetRevocation { username, until: now }.to_json(), result)
         }
         StateOrder::AddSecret(id, secret) => {
             if session.state.borrow().secrets.contains_key(&id) {
                 return Err(format!("there is a secret {id} already: choose another id, or retire that one"));
             }
             let result = json!({ "id": id, "from": secret.from });
-            (secret_key(&id), Some(secret.to_json()), result)
+            (secret_key(&id), secret.to_json(), result)
         }
         StateOrder::RetireSecret(id, until) => {
-            let present = session.state.borrow().secrets.get(&id).cloned();
-            let present = present.ok_or_else(|| format!("the fleet has no secret {id}"))?;
+            let known = session.state.borrow().secrets.get(&id).cloned();
+            let known = known.ok_or_else(|| format!("the fleet has no secret {id}"))?;
+            let key = secret_key(&id);
+            (is_new, present) = (false, session.revisions.borrow().get(&key).copied());
             let result = json!({ "id": id, "until": until });
-            (secret_key(&id), Some(FleetSecret { until: Some(until), ..present }.to_json()), result)
+            (key, FleetSecret { until: Some(until), ..known }.to_json(), result)
         }
     };
+    if is_new && let Some(why) = session.state.borrow().refuses(&key, now) {
+        return Err(why);
+    }
     let store = session.engine.bucket(Bucket::State).await?;
-    let revision = match entry {
-        Some(entry) => store.put(&key, Bytes::from(entry)).await.map_err(|error| with_source(&error))?,
-        None => {
-            store.delete(&key).await.map_err(|error| with_source(&error))?;
-            let entry = store.entry(&key).await.map_err(|error| with_source(&error))?;
-            entry.map(|entry| entry.revision).unwrap_or_default()
+    let entry = Bytes::from(entry);
+    let revision = match present {
+        // Another node may have changed it meanwhile.
+        Some(revision) => store.update(&key, entry, revision).await.map_err(|error| with_source(&error))?,
+        None if is_new && key.starts_with("secret.") => {
+            store.create(&key, entry).await.map_err(|error| with_source(&error))?
         }
+        None => store.put(&key, entry).await.map_err(|error| with_source(&error))?,
     };
-    let (used, pending) = wait_for(session, revision).await;
+    let (used, pending) = wait_for(session, session.revision.get().of(revision)).await;
     if let Some(fields) = result.as_object_mut() {
         fields.insert("revision".to_owned(), revision.into());
         fields.insert("nodes".to_owned(), used.into());
@@ -161,19 +173,20 @@ fn list_secrets(state: &FleetState, now: u64) -> Value {
     json!({ "secrets": state.secrets.iter().map(secret).collect::<Vec<_>>() })
 }
 
-/// Removes an entry of the state with its history.
-pub(super) async fn forget(session: &Session, key: &str) {
+/// Removes an entry of the bucket, up to a revision of it.
+pub(super) async fn purge(session: &Session, key: &str, revision: u64) {
     let bucket = Bucket::State.name(&session.settings.fleet.name);
-    session.state.borrow_mut().remove(key);
     if let Ok(stream) = session.engine.jetstream.get_stream(format!("KV_{bucket}")).await {
         // Another node may have done it.
-        let _ = stream.purge().filter(format!("$KV.{bucket}.{key}")).await;
+        let _ = stream.purge().sequence(revision + 1).filter(format!("$KV.{bucket}.{key}")).await;
     }
 }
 
 /// Keeps a copy of the state for a start without the engine, whenever it has changed.
 pub(super) async fn keep_state(session: Rc<Session>) {
     let Some(file) = session.settings.state_file.clone() else { return };
+    // The preceding session may have ended before it wrote.
+    session.changed.notify_one();
     loop {
         session.changed.notified().await;
         let (text, to) = (session.state.borrow().to_text(), file.clone());
@@ -188,6 +201,8 @@ pub(super) async fn keep_state(session: Rc<Session>) {
                 "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not \
                  know them"
             );
+            sleep(AGAIN).await;
+            session.changed.notify_one();
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct FleetSecret {
     pub(super) secret: Secret,
     /// When nodes begin to make credentials with it, in seconds since the Unix epoch. They accept it at once.
     pub(super) from: u64,
-    /// When they no longer accept it, if that is decided.
+    /// When they cease to accept it, if that is decided.
     pub(super) until: Option<u64>,
 }
 
@@ -71,7 +71,7 @@ impl FleetInUse {
     pub(in crate::control) fn revocations(&self, own: &Revocations, unix_now: u64) -> Revocations {
         let mut all = own.at(unix_now);
         for (username, until) in &self.revoked {
-            // Further ones than fit are those of the highest keys. The log has said so.
+            // Those of this node come first. The fleet has no more than fit without them.
             let _ = all.revoke(username, *until, unix_now);
         }
         all
@@ -140,14 +140,14 @@ impl Entry {
 }
 
 impl FleetState {
-    /// Takes an entry. The error says why it cannot be used.
-    pub(super) fn insert(&mut self, entry: Entry, unix_now: u64) -> Result<(), &'static str> {
+    /// Takes an entry. Returns whether it changes anything; the error says why it cannot be used.
+    pub(super) fn insert(&mut self, entry: Entry, unix_now: u64) -> Result<bool, &'static str> {
         match entry {
             Entry::Secret(id, secret) => {
                 if self.secrets.len() >= MAX_SECRETS && !self.secrets.contains_key(&id) {
                     return Err("exceeds the greatest number of secrets");
                 }
-                self.secrets.insert(id, secret);
+                Ok(self.secrets.insert(id, secret.clone()).as_ref() != Some(&secret))
             }
             Entry::Revocation(key, revocation) => {
                 if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
@@ -156,20 +156,40 @@ impl FleetState {
                 if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
                     return Err("exceeds the greatest number of revocations");
                 }
-                self.revocations.insert(key, revocation);
+                Ok(self.revocations.insert(key, revocation.clone()).as_ref() != Some(&revocation))
             }
         }
-        Ok(())
     }
 
-    /// Removes the entry with a key of the bucket.
-    pub(super) fn remove(&mut self, key: &str) {
-        if let Some(id) = key.strip_prefix("secret.") {
-            self.secrets.remove(id);
+    /// Returns why no further entry of this kind fits, if none does.
+    pub(super) fn refuses(&self, entry_key: &str, unix_now: u64) -> Option<String> {
+        let live = || self.revocations.values().filter(|revocation| revocation.until > unix_now).count();
+        let is_known = |key: Key| self.revocations.contains_key(&key);
+        let key = entry_key.strip_prefix("revoked.").and_then(Key::from_hex);
+        match key {
+            Some(key) if !is_known(key) && live() >= Revocations::CAPACITY => {
+                Some(format!("the fleet has {} revocations, which is the greatest number", Revocations::CAPACITY))
+            }
+            None if self.secrets.len() >= MAX_SECRETS => {
+                Some(format!("the fleet has {MAX_SECRETS} secrets, which is the greatest number"))
+            }
+            _ => None,
         }
-        if let Some(key) = key.strip_prefix("revoked.").and_then(Key::from_hex) {
-            self.revocations.remove(&key);
-        }
+    }
+
+    /// Removes the entry with a key of the bucket. Returns whether there was one.
+    pub(super) fn remove(&mut self, key: &str) -> bool {
+        let secret = key.strip_prefix("secret.").and_then(|id| self.secrets.remove(id));
+        let revocation = key.strip_prefix("revoked.").and_then(Key::from_hex);
+        secret.is_some() || revocation.is_some_and(|key| self.revocations.remove(&key).is_some())
+    }
+
+    /// Returns the keys and texts of the entries that have not ended.
+    pub(super) fn live_entries(&self, unix_now: u64) -> impl Iterator<Item = (String, String)> {
+        let secrets = self.secrets.iter().filter(move |(_, secret)| secret.until.is_none_or(|until| until > unix_now));
+        let revocations = self.revocations.values().filter(move |revocation| revocation.until > unix_now);
+        let revocations = revocations.map(|revocation| (revocation_key(&revocation.username), revocation.to_json()));
+        secrets.map(|(id, secret)| (secret_key(id), secret.to_json())).chain(revocations)
     }
 
     /// Returns what a node uses at a time.

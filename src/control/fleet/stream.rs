@@ -165,11 +165,12 @@ fn open(settings: &Settings) -> Queue {
 
 impl Sink for EventStream {
     fn take(&mut self, event: &Rc<Event>) {
-        if self.shared.settings.borrow().is_none() {
-            return;
-        }
         let mut queue = self.shared.queue.borrow_mut();
         let Some(queue) = &mut *queue else { return };
+        if self.shared.settings.borrow().is_none() {
+            queue.forget(event);
+            return;
+        }
         if event.kind == Kind::Usage {
             if self.shared.is_up.get() {
                 queue.push_usage(event);
@@ -217,6 +218,13 @@ impl Shared {
         self.statistics.dropped.store(queue.dropped(), Ordering::Relaxed);
     }
 
+    /// Waits until the process stops.
+    async fn stopping(&self) {
+        while !self.is_stopping.get() {
+            self.wake.notified().await;
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.queue.borrow().as_ref().is_none_or(|queue| queue.waiting() == 0)
     }
@@ -260,6 +268,10 @@ fn address(fleet: &str, node: &str, event: &[u8]) -> (String, Option<String>) {
     let id = match kind {
         "allocation.started" | "allocation.ended" => Some(format!("{}.{}.{kind}", text("boot"), text("session"))),
         "node.started" | "node.stopped" => Some(format!("{}.{kind}", text("boot"))),
+        "events.lost" => {
+            let number = |name: &str| fields.get(name).and_then(Value::as_u64).unwrap_or_default();
+            Some(format!("lost.{}.{}.{}", text("lost"), number("started"), number("ended")))
+        }
         _ => None,
     };
     (format!("{fleet}.events.{kind}.{node}"), id)
@@ -280,9 +292,11 @@ async fn publish(shared: Rc<Shared>) {
         let (connected, connection) = watch::channel(Connection::default());
         let name = format!("turnserver {} events", settings.node);
         // Settings that cannot be used are logged by the thread of the fleet.
+        shared.is_up.set(false);
         let Ok(engine) = Engine::connect(&settings.fleet, name, connected).await else {
-            if changes.changed().await.is_err() {
-                return;
+            tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return },
+                () = shared.stopping() => return,
             }
             continue;
         };
@@ -305,8 +319,12 @@ async fn with_engine(
     let mut was_logged = false;
     let mut has_stream = false;
     loop {
-        if connection.wait_for(|connection| connection.is_up).await.is_err() {
-            return;
+        if !connection.borrow().is_up {
+            shared.is_up.set(false);
+            tokio::select! {
+                connected = connection.wait_for(|connection| connection.is_up) => if connected.is_err() { return },
+                () = shared.stopping() => return,
+            }
         }
         let result = async {
             if !has_stream {

@@ -40,8 +40,6 @@ pub struct Quota {
     shares: Box<[AtomicU64]>,
     /// The share of users without one; 0 if limits apply to this server alone.
     first_share: AtomicU64,
-    /// The limit on the allocations of a user that is shared.
-    shared_limit: AtomicU32,
     /// A client that does not know the key cannot choose names that share a fingerprint or fill a row.
     key: Zeroizing<[u8; 32]>,
 }
@@ -171,21 +169,39 @@ impl Quota {
             metered: AtomicBool::new(false),
             shares: zeroed(words, AtomicU64::new),
             first_share: AtomicU64::new(0),
-            shared_limit: AtomicU32::new(0),
             key: Zeroizing::new(key),
         }
     }
 
-    /// Counts one more allocation of `user`, unless the user has `per_user` or the server has `in_all`; 0 is no limit.
+    /// Counts one more allocation of `user`, unless the user has `per_user` or the server has `in_all`; 0 is no limit. A
+    /// share of a limit over several servers does not concern it.
     ///
     /// # Errors
     /// If a limit is reached. Then nothing is counted.
     pub fn admit(self: &Arc<Self>, user: &str, per_user: u32, in_all: u32) -> Result<Ticket, QuotaExceeded> {
+        self.admit_with(user, per_user, in_all, false)
+    }
+
+    /// Like [`admit`](Self::admit), but the user has no more than its share of `per_user`, if there are shares.
+    ///
+    /// # Errors
+    /// If a limit is reached. Then nothing is counted.
+    pub fn admit_shared(self: &Arc<Self>, user: &str, per_user: u32, in_all: u32) -> Result<Ticket, QuotaExceeded> {
+        self.admit_with(user, per_user, in_all, per_user != 0)
+    }
+
+    fn admit_with(
+        self: &Arc<Self>,
+        user: &str,
+        per_user: u32,
+        in_all: u32,
+        is_shared: bool,
+    ) -> Result<Ticket, QuotaExceeded> {
         let limit = if in_all == 0 { u32::MAX } else { in_all };
         self.allocations
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| (count < limit).then(|| count + 1))
             .map_err(|_| QuotaExceeded::Server)?;
-        match self.admit_user(user, per_user) {
+        match self.admit_user(user, per_user, is_shared) {
             Ok(word) => Ok(self.ticket(word)),
             Err(exceeded) => {
                 self.allocations.fetch_sub(1, Ordering::Relaxed);
@@ -256,12 +272,22 @@ impl Quota {
         }
     }
 
-    /// Sets what each user may use here whose share is not known, and the limit on allocations that is shared. `None`:
-    /// limits apply to this server alone.
-    pub fn set_first_share(&self, first: Option<(u32, UserShare)>) {
-        let (limit, word) = first.map_or((0, 0), |(limit, share)| (limit, share.to_word()));
-        self.shared_limit.store(limit, Ordering::Relaxed);
-        self.first_share.store(word, Ordering::Relaxed);
+    /// Sets what each user may use here whose share is not known. `None`: limits apply to this server alone.
+    pub fn set_first_share(&self, first: Option<UserShare>) {
+        self.first_share.store(first.map_or(0, UserShare::to_word), Ordering::Relaxed);
+    }
+
+    /// Whether limits apply to several servers together.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.first_share.load(Ordering::Relaxed) != 0
+    }
+
+    /// Gives each user the first share.
+    pub fn clear_shares(&self) {
+        // Does not write to pages that are not in use.
+        let set = self.shares.iter().filter(|share| share.load(Ordering::Relaxed) != 0);
+        set.for_each(|share| share.store(0, Ordering::Relaxed));
     }
 
     /// Sets the share of a user; `None` for the first share. Returns the number of its allocations after that. A user
@@ -322,11 +348,9 @@ impl Quota {
         self.meters.get(slot * METERS + meter).is_none_or(|bucket| bucket.take(rate, now, amount))
     }
 
-    fn admit_user(&self, user: &str, per_user: u32) -> Result<TicketWord, QuotaExceeded> {
+    fn admit_user(&self, user: &str, per_user: u32, is_shared: bool) -> Result<TicketWord, QuotaExceeded> {
         let (row, tag) = self.fingerprint(user);
         let general = if per_user == 0 { COUNT_MASK } else { COUNT_MASK.min(per_user.into()) };
-        // A static user may have a limit of its own, which no share concerns.
-        let is_shared = per_user != 0 && per_user == self.shared_limit.load(Ordering::Relaxed);
         let limit_at = |slot: Option<usize>| match self.share(slot) {
             Some(share) if is_shared => general.min(share.allocations.into()),
             _ => general,

@@ -131,7 +131,12 @@ impl Server {
     fn admit(&mut self, request: &Authenticated<'_, '_>) -> Result<Ticket, Rejection> {
         let (limits, user) = (&self.snapshot.limits, request.identity.user());
         let own = request.identity.own_allocations();
-        match self.ledger.quota.admit(user, own.unwrap_or(limits.allocations_per_user), limits.allocations) {
+        let quota = &self.ledger.quota;
+        let admitted = match own {
+            Some(own) => quota.admit(user, own, limits.allocations),
+            None => quota.admit_shared(user, limits.allocations_per_user, limits.allocations),
+        };
+        match admitted {
             Ok(ticket) => Ok(ticket),
             Err(QuotaExceeded::User) if own.is_some() && request.identity.test_link().is_none() => {
                 Err(self.failed(request, AllocateFailure::Limit(Limit::AllocationsOfStaticUser)))
