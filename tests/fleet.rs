@@ -421,6 +421,52 @@ mod fleet {
     }
 
     #[test]
+    fn the_nodes_give_an_engine_that_has_lost_everything_their_secrets_and_revocations() {
+        with_engine(|| {
+            let mut engine = Engine::start();
+            let mut fleet = Fleet::start(3, "", "");
+            fleet.wait_for_nodes(3);
+            let place = TempDir::new();
+            let secret = place.write("secret", "the secret of all the nodes").display().to_string();
+            fleet.node(0).lines(&["--fleet", "secret", "add", "--id", "first", "--file", &secret]);
+            let ann = Login::mint("ann", 600);
+            fleet.node(0).lines(&["--fleet", "revoke", &ann.username]);
+            engine.lose_everything();
+            fleet.wait_for_nodes(3);
+            // A node that has never been there.
+            fleet.nodes.push(None);
+            fleet.restart(3);
+            fleet.wait_for_nodes(4);
+            wait(|| match Call::start(3, &ann) {
+                Err(401) => Ok(()),
+                other => Err(format!("{:?}", other.err())),
+            });
+            let of_fleet = Fleet::credentials(3, "{}").1;
+            assert!(Call::start(3, &of_fleet).is_ok());
+            // A change counts as used only when all nodes use it.
+            let bob = Login::mint("bob", 600);
+            let revoked = fleet.node(1).json(&["--fleet", "revoke", &bob.username]);
+            assert_eq!(revoked["nodes"].as_array().unwrap().len(), 4, "{revoked}");
+            for index in 0..4 {
+                assert_eq!(Call::start(index, &bob).err(), Some(401));
+            }
+            // A node whose reload removes `[fleet]` is alone again.
+            let config = fleet.config(2);
+            let (alone, _) = config.split_once("[fleet]").unwrap();
+            fleet.node(2).server.write_config(&format!("{alone}[control]\nsocket = {:?}\n", fleet.node(2).socket));
+            fleet.node(2).lines(&["reload"]);
+            wait(|| {
+                let (addresses, login) = Fleet::credentials(2, "{}");
+                let is_own = addresses == [Fleet::address(2)] && Call::start(2, &login).is_ok();
+                // The secrets of the fleet are not in use any more.
+                if is_own && Call::start(2, &of_fleet).is_err() { Ok(()) } else { Err(format!("{addresses:?}")) }
+            });
+            fleet.nodes[2].take();
+            fleet.wait_for_nodes(3);
+        });
+    }
+
+    #[test]
     fn a_secret_is_rotated_under_calls_without_touching_a_node() {
         with_engine(|| {
             let _engine = Engine::start();

@@ -1,6 +1,7 @@
 //! A cluster of NATS servers.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
@@ -84,6 +85,14 @@ impl Engine {
     pub(crate) fn kill(&mut self, index: usize) {
         drop(self.servers[index].take());
         while TcpStream::connect(("127.0.0.1", u16::try_from(4222 + index).unwrap())).is_ok() {}
+    }
+
+    /// Kills all servers, removes what they have stored, and starts them again.
+    pub(crate) fn lose_everything(&mut self) {
+        (0..SERVERS).for_each(|index| self.kill(index));
+        (0..SERVERS).for_each(|index| fs::remove_dir_all(self.directory.path().join(format!("js-{index}"))).unwrap());
+        (0..SERVERS).for_each(|index| self.restart(index));
+        self.wait_until_it_stores();
     }
 
     /// Kills the leader of a stream. Returns its index.
