@@ -72,6 +72,9 @@ settings! {
     WEBHOOK_SECRET_FILE = "webhook.secret-file";
     WEBHOOK_CA_FILE = "webhook.ca-file";
     WEBHOOK_SPOOL = "webhook.spool";
+    REDIS_STATUS_URL = "redis-status.url";
+    REDIS_STATUS_PASSWORD_FILE = "redis-status.password-file";
+    REDIS_STATUS_CA_FILE = "redis-status.ca-file";
 }
 
 /// The limit of open files, which is a setting of the systemd unit.

@@ -5,6 +5,9 @@
 #[path = "redis/server.rs"]
 mod server;
 #[cfg(test)]
+#[path = "redis/status.rs"]
+mod status;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]

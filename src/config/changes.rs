@@ -120,6 +120,21 @@ impl<'c> Comparison<'c> {
         self.fronts();
         self.fleet();
         self.webhook();
+        self.redis_status();
+    }
+
+    /// Compares the keys of `[redis-status]`.
+    fn redis_status(&mut self) {
+        let mut shown = |key, value: fn(&super::RedisAccess) -> Option<String>| {
+            self.shown(key, |config| config.redis_status.as_ref().and_then(value).unwrap_or_else(not_set));
+        };
+        shown("redis-status.url", |redis| Some(redis.server.to_string()));
+        shown("redis-status.username", |redis| redis.username.clone());
+        shown("redis-status.database", |redis| Some(redis.database.to_string()));
+        shown("redis-status.ca-file", |redis| redis.ca.as_ref().map(|path| path.display().to_string()));
+        self.hidden("redis-status.password-file", |config| {
+            config.redis_status.as_ref().and_then(|redis| redis.password.as_ref())
+        });
     }
 
     fn webhook(&mut self) {
@@ -240,10 +255,10 @@ impl<'c> Comparison<'c> {
         let mut shown = |key, value: fn(super::Redis) -> Option<String>| {
             self.shown(key, |config| redis(config).and_then(value).unwrap_or_else(not_set));
         };
-        shown("auth.redis.url", |redis| Some(redis.server.to_string()));
-        shown("auth.redis.username", |redis| redis.username);
-        shown("auth.redis.database", |redis| Some(redis.database.to_string()));
-        shown("auth.redis.ca-file", |redis| redis.ca.map(|path| path.display().to_string()));
+        shown("auth.redis.url", |redis| Some(redis.access.server.to_string()));
+        shown("auth.redis.username", |redis| redis.access.username);
+        shown("auth.redis.database", |redis| Some(redis.access.database.to_string()));
+        shown("auth.redis.ca-file", |redis| redis.access.ca.map(|path| path.display().to_string()));
         shown("auth.redis.time-limit", |redis| Some(format_duration(redis.time_limit)));
         shown("auth.redis.found-for", |redis| Some(format_duration(redis.found_for)));
         shown("auth.redis.absent-for", |redis| Some(format_duration(redis.absent_for)));
@@ -255,7 +270,7 @@ impl<'c> Comparison<'c> {
         });
         shown("auth.redis.when-unavailable", |redis| Some(redis.when_unavailable.as_str().to_owned()));
         self.hidden("auth.redis.password-file", |config| {
-            config.auth.redis.as_ref().and_then(|redis| redis.password.as_ref())
+            config.auth.redis.as_ref().and_then(|redis| redis.access.password.as_ref())
         });
     }
 

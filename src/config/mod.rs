@@ -57,7 +57,7 @@ pub use duration::{DurationError, format_duration, parse_duration};
 pub use http_keys::{KEY_NAME_RULE, is_key_name};
 pub use offload::{Offload, OffloadInterfaces, OffloadMode};
 pub use problem::{ConfigErrors, Problem};
-pub use redis::{Redis, RedisServer, RedisUnavailable};
+pub use redis::{Redis, RedisAccess, RedisServer, RedisUnavailable};
 pub use summary::Summary;
 pub use webhook::{Webhook, WebhookEvent};
 
@@ -120,6 +120,8 @@ pub struct Config {
     pub fleet: Option<Fleet>,
     /// Where the events of allocations are sent.
     pub webhook: Option<Webhook>,
+    /// Where the status of allocations is written.
+    pub redis_status: Option<RedisAccess>,
     /// The directory of what the server keeps over restarts: `state-directory`, or the one that systemd has created.
     pub state_directory: Option<PathBuf>,
     /// The files that the configuration names, except systemd credentials: the key and the path.
@@ -687,6 +689,7 @@ impl Default for Config {
             fronts: Vec::new(),
             fleet: None,
             webhook: None,
+            redis_status: None,
             state_directory: None,
             files: Vec::new(),
             warnings: Vec::new(),
@@ -868,6 +871,7 @@ impl Config {
             fronts,
             fleet: fleet::fleet(&top, report),
             webhook,
+            redis_status: redis::redis_status(&top, report),
             state_directory,
             files: paths::files(document, &report.directory),
             warnings: Vec::new(),

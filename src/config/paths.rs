@@ -59,6 +59,8 @@ pub(super) fn files(document: &DeTable<'_>, directory: &Path) -> Vec<(&'static s
         (setting::FLEET_REGIONS_FILE, "fleet", "regions-file"),
         (setting::WEBHOOK_SECRET_FILE, "webhook", "secret-file"),
         (setting::WEBHOOK_CA_FILE, "webhook", "ca-file"),
+        (setting::REDIS_STATUS_PASSWORD_FILE, "redis-status", "password-file"),
+        (setting::REDIS_STATUS_CA_FILE, "redis-status", "ca-file"),
     ];
     let further = document.get("tls").and_then(|tls| tls.get_ref().get("certificates")?.get_ref().as_array());
     let further = further.into_iter().flat_map(|tables| tables.iter()).flat_map(|table| {

@@ -1,4 +1,5 @@
-//! `[auth.redis]`: a Redis or Valkey server with static users, as coturn keeps them. No message contains its password.
+//! `[auth.redis]`: a Redis or Valkey server with static users, as coturn keeps them. `[redis-status]`: one that gets the
+//! status of allocations. No message contains a password.
 
 use std::fmt;
 use std::ops::Range;
@@ -25,17 +26,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 /// `[auth.redis]`: a Redis or Valkey server with static users.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Redis {
-    /// Where the server is.
-    pub server: RedisServer,
-    /// The number of the database.
-    pub database: u32,
-    /// The user of Redis; `None` for the default one.
-    pub username: Option<String>,
-    /// Its password.
-    pub password: Option<Secret>,
-    /// The certificates, in PEM, of the authorities that the certificate of the server comes from. `None`: those that
-    /// browsers trust.
-    pub ca: Option<PathBuf>,
+    /// How the server is reached.
+    pub access: RedisAccess,
     /// How long a request waits for a response, 1 s to 10 s.
     pub time_limit: Duration,
     /// How long a user that was found is known, 1 s to 1 day.
@@ -52,6 +44,22 @@ pub struct Redis {
     pub lookups_per_second_per_source: u32,
     /// The response if the server does not respond.
     pub when_unavailable: RedisUnavailable,
+}
+
+/// How a Redis server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RedisAccess {
+    /// Where the server is.
+    pub server: RedisServer,
+    /// The number of the database.
+    pub database: u32,
+    /// The user of Redis; `None` for the default one.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// The certificates, in PEM, of the authorities that the certificate of the server comes from. `None`: those that
+    /// browsers trust.
+    pub ca: Option<PathBuf>,
 }
 
 /// Where a Redis server is. `Display` is its URL, which has neither a user nor a password.
@@ -131,17 +139,13 @@ fn parse_url(url: &str) -> Result<RedisServer, String> {
         }
     };
     if rest.contains('@') {
-        return Err(
-            "must not contain a user or a password: set `auth.redis.username`, and write the password to a file \
-                    that `auth.redis.password-file` names"
-                .to_owned(),
-        );
+        return Err("must not contain a user or a password: set `username`, and write the password to a file that \
+                    `password-file` names"
+            .to_owned());
     }
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains(['/', '?', '#']) {
-        return Err(
-            "must end with the host and the port: set `auth.redis.database` for the number of the database".to_owned()
-        );
+        return Err("must end with the host and the port: set `database` for the number of the database".to_owned());
     }
     let (host, port) = match rest.strip_prefix('[') {
         Some(bracketed) => {
@@ -169,26 +173,12 @@ pub(super) fn redis(auth: &Section<'_>, report: &mut Report<'_>) -> Option<Redis
     let header = auth.span("redis");
     let section = auth.section("redis", &schema::REDIS, report)?;
     let errors = report.errors.len();
-    let server = server(&section, &header, report);
-    let is_encrypted = matches!(server, Some(RedisServer::Tcp { tls: true, .. }));
-    let ca = path(&section, "ca-file", report);
-    if ca.is_some() && server.is_some() && !is_encrypted {
-        report.error(
-            &section.span("ca-file"),
-            "`auth.redis.ca-file` is for TLS: begin `auth.redis.url` with rediss://, or remove the key",
-        );
-    }
-    let password = password(&section, report);
-    warn_of_clear_text(&section, server.as_ref(), password.is_some(), report);
+    let access = access(&section, &header, "the keys of users", report);
     let time = |key, least, most, default, report: &mut Report<'_>| {
         duration(&section, key, least, most, report).unwrap_or(default)
     };
     let redis = Redis {
-        server: server.unwrap_or(RedisServer::Unix(PathBuf::new())),
-        database: section.number("database", 0..=65_535, report).unwrap_or_default(),
-        username: username(&section, password.is_some(), report),
-        password,
-        ca,
+        access,
         time_limit: time("time-limit", SECOND, 10 * SECOND, 2 * SECOND, report),
         found_for: time("found-for", SECOND, DAY, 60 * SECOND, report),
         absent_for: time("absent-for", SECOND, 3_600 * SECOND, 10 * SECOND, report),
@@ -203,6 +193,36 @@ pub(super) fn redis(auth: &Section<'_>, report: &mut Report<'_>) -> Option<Redis
     (report.errors.len() == errors).then_some(redis)
 }
 
+/// Reads `[redis-status]`.
+pub(super) fn redis_status(top: &Section<'_>, report: &mut Report<'_>) -> Option<RedisAccess> {
+    let header = top.span("redis-status");
+    let section = top.section("redis-status", &schema::REDIS_STATUS, report)?;
+    let errors = report.errors.len();
+    let access = access(&section, &header, "the users and addresses of clients", report);
+    (report.errors.len() == errors).then_some(access)
+}
+
+/// Reads how a Redis server is reached. `content` is what the traffic to it shows.
+fn access(section: &Section<'_>, header: &Range<usize>, content: &str, report: &mut Report<'_>) -> RedisAccess {
+    let server = server(section, header, report);
+    let is_encrypted = matches!(server, Some(RedisServer::Tcp { tls: true, .. }));
+    let ca = path(section, "ca-file", report);
+    if ca.is_some() && server.is_some() && !is_encrypted {
+        let [ca, url] = ["ca-file", "url"].map(|key| section.name(key));
+        report
+            .error(&section.span("ca-file"), format!("{ca} is for TLS: begin {url} with rediss://, or remove the key"));
+    }
+    let password = password(section, report);
+    warn_of_clear_text(section, server.as_ref(), password.is_some(), content, report);
+    RedisAccess {
+        server: server.unwrap_or(RedisServer::Unix(PathBuf::new())),
+        database: section.number("database", 0..=65_535, report).unwrap_or_default(),
+        username: username(section, password.is_some(), report),
+        password,
+        ca,
+    }
+}
+
 fn when_unavailable(section: &Section<'_>, report: &mut Report<'_>) -> RedisUnavailable {
     let word = section.string("when-unavailable", report);
     let choice = word.and_then(|word| {
@@ -215,11 +235,14 @@ fn when_unavailable(section: &Section<'_>, report: &mut Report<'_>) -> RedisUnav
 fn server(section: &Section<'_>, header: &Range<usize>, report: &mut Report<'_>) -> Option<RedisServer> {
     let Some(url) = section.string("url", report) else {
         if section.value("url").is_none() {
-            report.error(header, "`[auth.redis]` has no `url`: set it, for example to \"redis://127.0.0.1:6379\"");
+            report.error(
+                header,
+                format!("{} is missing: set it, for example to \"redis://127.0.0.1:6379\"", section.name("url")),
+            );
         }
         return None;
     };
-    parse_url(url.get_ref()).map_err(|why| report.error(&url.span(), format!("`auth.redis.url` {why}"))).ok()
+    parse_url(url.get_ref()).map_err(|why| report.error(&url.span(), format!("{} {why}", section.name("url")))).ok()
 }
 
 fn path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
@@ -237,33 +260,28 @@ fn username(section: &Section<'_>, has_password: bool, report: &mut Report<'_>) 
     let name: Spanned<&str> = section.string("username", report)?;
     let (span, text) = (name.span(), *name.get_ref());
     if text.is_empty() || text.len() > MAX_USERNAME || text.chars().any(|c| c.is_control() || c == ' ') {
-        report.error(&span, format!("`auth.redis.username` {} is no name of a user of Redis", quoted(text)));
+        report.error(&span, format!("{} {} is no name of a user of Redis", section.name("username"), quoted(text)));
     }
     if !has_password && section.value("password-file").is_none() {
-        report.error(
-            &span,
-            "`auth.redis.username` needs `auth.redis.password-file`: Redis accepts a user only with its password",
-        );
+        let [username, file] = ["username", "password-file"].map(|key| section.name(key));
+        report.error(&span, format!("{username} needs {file}: Redis accepts a user only with its password"));
     }
     Some(text.to_owned())
 }
 
 fn password(section: &Section<'_>, report: &mut Report<'_>) -> Option<Secret> {
     let file = path(section, "password-file", report)?;
-    let span = section.span("password-file");
+    let (span, name) = (section.span("password-file"), section.name("password-file"));
     match read_password(&file) {
         Ok(password) => {
             if credentials::readable_by_others(&file) {
                 let shown = file.display();
-                report.warn(
-                    &span,
-                    format!("`auth.redis.password-file`: `{shown}` is world-readable: run `chmod 640 {shown}`"),
-                );
+                report.warn(&span, format!("{name}: `{shown}` is world-readable: run `chmod 640 {shown}`"));
             }
             Some(password)
         }
         Err(why) => {
-            report.error(&span, format!("`auth.redis.password-file`: {why}"));
+            report.error(&span, format!("{name}: {why}"));
             None
         }
     }
@@ -286,17 +304,19 @@ fn warn_of_clear_text(
     section: &Section<'_>,
     server: Option<&RedisServer>,
     has_password: bool,
+    content: &str,
     report: &mut Report<'_>,
 ) {
     let Some(RedisServer::Tcp { host, tls: false, .. }) = server else { return };
     let is_local = host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
     if !is_local {
-        let what = if has_password { "its password and the keys of users" } else { "the keys of users" };
+        let password = if has_password { "its password and " } else { "" };
         report.warn(
             &section.span("url"),
             format!(
-                "`auth.redis.url` has no TLS, so whoever sees the traffic to Redis learns {what}: use rediss:// unless \
-                 the network is protected"
+                "{} has no TLS, so whoever sees the traffic to Redis learns {password}{content}: use rediss:// unless \
+                 the network is protected",
+                section.name("url")
             ),
         );
     }
@@ -325,7 +345,7 @@ mod tests {
         for (url, why) in [
             ("127.0.0.1:6379", "must begin with redis://"),
             ("http://127.0.0.1", "must begin with redis://"),
-            ("redis://127.0.0.1/2", "`auth.redis.database`"),
+            ("redis://127.0.0.1/2", "`database`"),
             ("redis://127.0.0.1:0", "no valid port"),
             ("redis://127.0.0.1:x", "no valid port"),
             ("redis://", "no valid host"),
@@ -351,7 +371,7 @@ mod tests {
         assert_eq!(redis.time_limit, 2 * SECOND);
         assert_eq!((redis.found_for, redis.absent_for, redis.stale_for), (60 * SECOND, 10 * SECOND, 3_600 * SECOND));
         assert_eq!(redis.when_unavailable, RedisUnavailable::ServerError);
-        assert!(parse("").unwrap_err().contains("has no `url`"));
+        assert!(parse("").unwrap_err().contains("`auth.redis.url` is missing"));
     }
 
     #[test]
@@ -367,6 +387,18 @@ mod tests {
             let error = parse(text).unwrap_err();
             assert!(error.contains(why), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn a_server_for_the_status_of_allocations_has_the_same_keys_for_its_access() {
+        let parse = |text: &str| Config::parse(&format!("[redis-status]\n{text}"), "t.toml").map_err(|e| e.to_string());
+        let status = parse("url = \"redis://127.0.0.1\"\ndatabase = 3").unwrap().redis_status.unwrap();
+        assert_eq!((status.server.to_string().as_str(), status.database), ("redis://127.0.0.1:6379", 3));
+        assert!(parse("").unwrap_err().contains("`redis-status.url` is missing"));
+        let error = parse("url = \"redis://127.0.0.1\"\nusername = \"turn\"").unwrap_err();
+        assert!(error.contains("`redis-status.username` needs `redis-status.password-file`"), "{error}");
+        let warnings = parse("url = \"redis://redis.example.org\"").unwrap().warnings;
+        assert!(format!("{warnings:?}").contains("the users and addresses of clients"), "{warnings:?}");
     }
 
     #[test]

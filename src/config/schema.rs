@@ -43,6 +43,7 @@ pub(super) const TOP: TableKeys = TableKeys {
         "front",
         "fleet",
         "webhook",
+        "redis-status",
     ],
 };
 pub(super) const LISTEN: TableKeys = TableKeys { path: "listen", keys: &["udp", "tcp", "tls", "proxies"] };
@@ -152,6 +153,9 @@ pub(super) const WEBHOOK: TableKeys = TableKeys {
     keys: &["url", "secret-file", "events", "batch", "interval", "spool", "timeout", "ca-file", "allow-http"],
 };
 
+pub(super) const REDIS_STATUS: TableKeys =
+    TableKeys { path: "redis-status", keys: &["url", "username", "password-file", "database", "ca-file"] };
+
 pub(super) const ALL: &[&TableKeys] = &[
     &TOP,
     &LISTEN,
@@ -175,6 +179,7 @@ pub(super) const ALL: &[&TableKeys] = &[
     &FRONT,
     &FLEET,
     &WEBHOOK,
+    &REDIS_STATUS,
 ];
 
 #[cfg(test)]

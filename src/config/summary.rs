@@ -47,6 +47,7 @@ impl fmt::Display for Summary<'_> {
             fronts,
             fleet,
             webhook,
+            redis_status,
             state_directory,
             files: _,
             warnings: _,
@@ -120,7 +121,7 @@ impl fmt::Display for Summary<'_> {
         }
         write!(f, "; nonces are valid for {}", format_duration(auth.nonce_lifetime))?;
         if let Some(redis) = &auth.redis {
-            write!(f, "\n         users and secrets of {}, database {}", redis.server, redis.database)?;
+            write!(f, "\n         users and secrets of {}, database {}", redis.access.server, redis.access.database)?;
         }
         match auth.expiry_grace {
             Duration::ZERO => {
@@ -321,6 +322,9 @@ impl fmt::Display for Summary<'_> {
             write!(f, "\nwebhook  {} to {}", events.join(", "), webhook.origin())?;
             let place = state_directory.as_ref().map_or("memory".to_owned(), |path| path.display().to_string());
             write!(f, "\n         at most {} bytes wait for it in {place}", webhook.spool)?;
+        }
+        if let Some(redis) = redis_status {
+            write!(f, "\nstatus   to {}, database {}", redis.server, redis.database)?;
         }
         Ok(())
     }

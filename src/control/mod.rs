@@ -160,6 +160,7 @@ pub fn run_with_sockets(
     let (active_users, users) = mpsc::channel(ACTIVE_USERS);
     let webhook = Arc::<webhook::Statistics>::default();
     let stream = Arc::<fleet::stream::Statistics>::default();
+    let status = Arc::<redis::status::Statistics>::default();
     let inputs = events::Inputs {
         readers: prepared.feeds,
         workers: prepared.controls.clone(),
@@ -167,6 +168,7 @@ pub fn run_with_sockets(
         quota: Arc::clone(&prepared.ledger.quota),
         webhook: Arc::clone(&webhook),
         stream: Arc::clone(&stream),
+        status: Arc::clone(&status),
     };
     let mut accounting = Events::new(inputs, format!("{boot:016x}"));
     accounting.configure(&config);
@@ -240,6 +242,7 @@ pub fn run_with_sockets(
         front: Arc::default(),
         fleet: fleet.handle(),
         webhook,
+        status,
     };
     let front_statistics = Arc::clone(&api.front);
     let (http_handle, changes) = http::changes();

@@ -118,6 +118,7 @@ pub(super) fn snapshot(
         },
         database,
         expiry_grace: config.auth.expiry_grace.as_secs(),
+        refresh_events: config.redis_status.is_some(),
     };
     let config::Timeouts { tls_handshake, first_request, idle, unauthenticated } = config.timeouts;
     Snapshot {

@@ -376,12 +376,7 @@ pub static OPTIONS: &[CoturnOption] = &[
     convert("psql-userdb", Required, &[]).short('e').secret(),
     never("raw-public-keys", Switch, "raw public keys are not supported: use a certificate"),
     convert("realm", Required, &["realm"]).short('r'),
-    never(
-        "redis-statsdb",
-        Required,
-        "statistics are not written to Redis: scrape the metrics (`http.listen`), or use `turnserver ctl --json \
-         sessions`",
-    ).short('O').secret(),
+    convert("redis-statsdb", Required, &["redis-status.url", "redis-status.database"]).short('O').secret(),
     convert("redis-userdb", Required, &["auth.redis.url", "auth.redis.database", "auth.redis.time-limit"]).short('N').secret(),
     never(
         "relay-device",

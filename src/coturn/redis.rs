@@ -1,4 +1,5 @@
-//! `redis-userdb`: the Redis server with coturn's users and secrets, which this server can use, too.
+//! `redis-userdb`: the Redis server with coturn's users and secrets, which this server can use, too. `redis-statsdb`: the one
+//! that gets the status of allocations.
 
 use super::Verdict::{Cannot, Taken};
 use super::convert::Converter;
@@ -56,7 +57,37 @@ impl Connection {
     }
 }
 
+/// What differs for programs that read the status.
+const STATUS_DIFFERENCES: &str = "keys, channels and values are coturn's; docs/migrating-from-coturn.md says what the \
+                                  numbers of `traffic` contain, and when they are sent";
+
 impl Converter<'_> {
+    /// Takes over the Redis server for the status of allocations.
+    pub(super) fn redis_status(&mut self) {
+        let Some(at) = self.one("redis-statsdb") else { return };
+        let connection = match Connection::parse(self.value(at)) {
+            Ok(connection) => connection,
+            Err(why) => {
+                self.decide(at, Cannot, format!("{why}: write the Redis server into `[redis-status]`"));
+                return;
+            }
+        };
+        let from = self.from(&[at]);
+        self.out.set("redis-status.url", connection.url(), from.clone());
+        if connection.database != 0 {
+            self.out.set("redis-status.database", i64::from(connection.database), from);
+        }
+        if connection.has_password {
+            let text = format!(
+                "`[redis-status]` has all of it except for the password, which does not belong into the new file: write \
+                 it into a file of its own, and name that in `redis-status.password-file`; {STATUS_DIFFERENCES}"
+            );
+            self.decide(at, Cannot, text);
+        } else {
+            self.decide(at, Taken, format!("`[redis-status]`; {STATUS_DIFFERENCES}"));
+        }
+    }
+
     /// Takes over the Redis server. Returns whether there is one.
     pub(super) fn redis(&mut self, is_time_limited: bool) -> bool {
         let Some(at) = self.one("redis-userdb") else { return false };

@@ -262,12 +262,12 @@ fn the_redis_server_is_taken_over_and_its_password_is_not_written() {
     let import = import_file(text);
     let config = Config::parse(&import.toml, "t.toml").unwrap();
     let redis = config.auth.redis.unwrap();
-    assert_eq!((redis.server.to_string().as_str(), redis.database), ("redis://10.0.0.7:7000", 2));
+    assert_eq!((redis.access.server.to_string().as_str(), redis.access.database), ("redis://10.0.0.7:7000", 2));
     assert_eq!(redis.time_limit.as_secs(), 10);
     assert_eq!(import.entries[1].verdict, Taken);
     // Without a host it is that of this machine.
     let config = Config::parse(&import_file("redis-userdb=dbname=0\n").toml, "t.toml").unwrap();
-    assert_eq!(config.auth.redis.unwrap().server.to_string(), "redis://127.0.0.1:6379");
+    assert_eq!(config.auth.redis.unwrap().access.server.to_string(), "redis://127.0.0.1:6379");
 
     let import = import_file("realm=example.org\nredis-userdb=\"host=::1 password=n33dle user=turn\"\n");
     let entry = &import.entries[1];
@@ -278,6 +278,21 @@ fn the_redis_server_is_taken_over_and_its_password_is_not_written() {
         let entry = only_entry(&format!("redis-userdb={bad}\n"));
         assert!(entry.verdict == Cannot && !format!("{entry:?}").contains("n33dle"), "{entry:?}");
     }
+}
+
+#[test]
+fn the_redis_server_for_the_status_is_taken_over_and_its_password_is_not_written() {
+    let import =
+        import_file("realm=example.org\nredis-statsdb=\"ip=10.0.0.7 dbname=2 port=7000 connect_timeout=30\"\n");
+    let status = Config::parse(&import.toml, "t.toml").unwrap().redis_status.unwrap();
+    assert_eq!((status.server.to_string().as_str(), status.database), ("redis://10.0.0.7:7000", 2));
+    assert_eq!(import.entries[1].verdict, Taken);
+    let import = import_file("realm=example.org\nredis-statsdb=\"host=::1 password=n33dle\"\n");
+    let entry = &import.entries[1];
+    assert!(entry.verdict == Cannot && entry.text.contains("`redis-status.password-file`"), "{entry:?}");
+    assert!(!import.toml.contains("n33dle") && !format!("{entry:?}").contains("n33dle"));
+    let entry = only_entry("redis-statsdb=n33dle\n");
+    assert!(entry.verdict == Cannot && !format!("{entry:?}").contains("n33dle"), "{entry:?}");
 }
 
 #[test]

@@ -38,6 +38,7 @@ impl Converter<'_> {
         self.nonce_lifetime();
         self.databases(is_time_limited);
         let has_redis = self.redis(is_time_limited);
+        self.redis_status();
         let has_users = self.users(is_time_limited) || has_redis;
         self.user_quota(is_time_limited || has_redis || !has_users);
         if !has_secrets && !has_users {

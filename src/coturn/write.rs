@@ -6,7 +6,7 @@ use toml::Value;
 use zeroize::Zeroizing;
 
 /// The tables of the file, in its order. The first one is the top level.
-const TABLES: [&str; 13] = [
+const TABLES: [&str; 14] = [
     "",
     "listen",
     "tls",
@@ -20,6 +20,7 @@ const TABLES: [&str; 13] = [
     "compat",
     "log",
     "http",
+    "redis-status",
 ];
 
 /// The keys of the new configuration. In each table they have the order in which they were set.

@@ -29,6 +29,20 @@ pub enum Event {
         /// The time-to-expiry in seconds.
         lifetime: u32,
     },
+    /// An allocation was refreshed. Only if [`Snapshot::refresh_events`] is set.
+    ///
+    /// [`Snapshot::refresh_events`]: crate::turn::Snapshot::refresh_events
+    AllocationRefreshed {
+        /// The allocation.
+        id: AllocationId,
+        /// The user.
+        user: String,
+        /// The client's 5-tuple.
+        tuple: FiveTuple,
+        /// The time-to-expiry in seconds; 0 if the client deletes the allocation, or one of its relayed transport
+        /// addresses.
+        lifetime: u32,
+    },
     /// An allocation ended.
     AllocationEnded(Box<AllocationSummary>),
     /// A client with a valid nonce sent credentials that are not valid.

@@ -108,6 +108,8 @@ impl EventLog {
                     );
                 }
             }
+            // A client may do so every few seconds.
+            Event::AllocationRefreshed { .. } => {}
             Event::AllocationEnded(ended) => {
                 if self.users.allows(&mut self.allocations, &ended.user, now) {
                     tracing::info!(

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::SessionId;
 use crate::transport::Transport;
-use crate::turn::{EndReason, Event, Traffic};
+use crate::turn::{EndReason, Event, FiveTuple, Traffic};
 
 /// The greatest number of records in a batch, unless it is the last one of a worker.
 const BATCH: usize = 1_024;
@@ -32,7 +32,17 @@ pub(crate) enum SessionRecord {
     Started {
         session: SessionId,
         user: String,
-        transport: Transport,
+        tuple: FiveTuple,
+        /// In seconds.
+        lifetime: u32,
+    },
+    /// Only if the snapshot says that refreshes are wanted.
+    Refreshed {
+        session: SessionId,
+        user: String,
+        tuple: FiveTuple,
+        /// In seconds; 0 if the client deletes the allocation.
+        lifetime: u32,
     },
     Ended {
         session: SessionId,
@@ -98,16 +108,23 @@ impl Feed {
         self.is_wanted = is_wanted;
     }
 
-    /// Records an event if it begins or ends an allocation.
+    /// Records an event if it begins, refreshes or ends an allocation.
     pub(super) fn record(&mut self, worker: usize, event: &Event) {
         if !self.is_wanted {
             return;
         }
         let record = match event {
-            Event::AllocationCreated { id, user, tuple, .. } => SessionRecord::Started {
+            Event::AllocationCreated { id, user, tuple, lifetime, .. } => SessionRecord::Started {
                 session: SessionId { worker, allocation: *id },
                 user: user.clone(),
-                transport: tuple.transport,
+                tuple: *tuple,
+                lifetime: *lifetime,
+            },
+            Event::AllocationRefreshed { id, user, tuple, lifetime } => SessionRecord::Refreshed {
+                session: SessionId { worker, allocation: *id },
+                user: user.clone(),
+                tuple: *tuple,
+                lifetime: *lifetime,
             },
             Event::AllocationEnded(ended) => SessionRecord::Ended {
                 session: SessionId { worker, allocation: ended.id },
@@ -132,6 +149,8 @@ impl Feed {
     fn lose(&mut self, record: &SessionRecord) {
         match record {
             SessionRecord::Started { .. } => self.lost.started += 1,
+            // The next one makes up for it.
+            SessionRecord::Refreshed { .. } => {}
             SessionRecord::Ended { traffic, .. } => {
                 self.lost.ended += 1;
                 self.lost.traffic += *traffic;
@@ -177,7 +196,7 @@ mod tests {
         Event::AllocationEnded(Box::new(AllocationSummary {
             id,
             user: "ann".to_owned(),
-            tuple: crate::turn::FiveTuple { transport: Transport::Udp, client: address, server: address },
+            tuple: FiveTuple { transport: Transport::Udp, client: address, server: address },
             relay: address.into(),
             duration: Duration::from_secs(3),
             traffic: TRAFFIC,
@@ -186,7 +205,9 @@ mod tests {
     }
 
     fn number(record: &SessionRecord) -> String {
-        let (SessionRecord::Started { session, .. } | SessionRecord::Ended { session, .. }) = record;
+        let (SessionRecord::Started { session, .. }
+        | SessionRecord::Refreshed { session, .. }
+        | SessionRecord::Ended { session, .. }) = record;
         session.to_string()
     }
 

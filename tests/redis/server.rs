@@ -68,6 +68,24 @@ impl Redis {
         (format!("rediss://localhost:{port}"), root)
     }
 
+    /// Starts the server again, with a port for programs that do not know Unix sockets. Returns the port.
+    pub(crate) fn start_with_port(&mut self) -> u16 {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        self.more = format!("bind 127.0.0.1\nport {port}\n");
+        self.start_again();
+        port
+    }
+
+    /// Returns the commands that other connections send from now on.
+    pub(crate) fn monitor(&self) -> Monitor {
+        let mut stream = BufReader::new(connect(&self.socket()));
+        stream.get_mut().write_all(b"MONITOR\r\n").unwrap();
+        let mut line = String::new();
+        stream.read_line(&mut line).unwrap();
+        assert_eq!(line, "+OK\r\n");
+        Monitor(stream)
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         self.directory.path().join("redis.sock")
     }
@@ -130,6 +148,31 @@ impl Redis {
         let statistics = self.command(&["INFO", "commandstats"]);
         let calls = statistics.split_once("cmdstat_get:calls=").map_or("0", |(_, rest)| rest);
         calls.split(',').next().unwrap().parse().unwrap()
+    }
+}
+
+/// The commands that a server gets.
+pub(crate) struct Monitor(BufReader<UnixStream>);
+
+impl Monitor {
+    /// Returns the words of commands about allocations until one whose text contains `last`.
+    pub(crate) fn until(&mut self, last: &str) -> Vec<Vec<String>> {
+        let mut commands = Vec::new();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).unwrap();
+            // +TIME [DATABASE ADDRESS] "WORD" "WORD"
+            let (_, words) = line.split_once("] \"").unwrap_or_default();
+            let words = words.trim_end().trim_end_matches('"');
+            let mut words: Vec<String> = words.split("\" \"").map(str::to_owned).collect();
+            words[0].make_ascii_uppercase();
+            if words.get(1).is_some_and(|key| key.contains("/allocation/") && !key.contains('*')) {
+                commands.push(words);
+                if line.contains(last) {
+                    return commands;
+                }
+            }
+        }
     }
 }
 

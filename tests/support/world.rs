@@ -36,6 +36,7 @@ pub(crate) struct Blueprint {
     pub(crate) compat: Compat,
     pub(crate) database: Option<UserDatabase>,
     pub(crate) expiry_grace: u64,
+    pub(crate) refresh_events: bool,
     /// For each relay address: the address that relay sockets are bound to, and the advertised address.
     pub(crate) relays: Vec<(IpAddr, IpAddr)>,
     /// The ports of all workers.
@@ -73,6 +74,7 @@ impl Blueprint {
             compat: Compat::default(),
             database: None,
             expiry_grace: 0,
+            refresh_events: false,
             relays: vec![(address(relay.0), address(relay.1))],
             ports,
             quota_key: [5; 32],
@@ -120,6 +122,7 @@ impl Blueprint {
             compat: self.compat,
             database: self.database.clone(),
             expiry_grace: self.expiry_grace,
+            refresh_events: self.refresh_events,
         })
     }
 

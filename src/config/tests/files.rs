@@ -120,7 +120,7 @@ fn check_examples(filled: &str) -> Config {
     assert_eq!(config.hostname.as_deref(), Some("turn.example.org"));
     assert_eq!(config.auth.users[0].name, "alice");
     assert_eq!(config.auth.secrets.len(), 1);
-    assert_eq!(config.auth.redis.as_ref().unwrap().username.as_deref(), Some("turnserver"));
+    assert_eq!(config.auth.redis.as_ref().unwrap().access.username.as_deref(), Some("turnserver"));
     assert_eq!(config.http.keys[0].name, "app");
     config
 }

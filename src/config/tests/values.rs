@@ -298,6 +298,7 @@ fn every_value_is_parsed() {
         }),
         // It needs files.
         webhook: None,
+        redis_status: None,
         state_directory: Some("/srv/state".into()),
         files: vec![
             ("tls.certificate", "chain.pem".into()),

@@ -101,6 +101,7 @@ fn api() -> (Api, watch::Sender<Published>) {
     let api = Api::new(Inputs {
         acme: watch::channel(acme::Published::default()).1,
         redis: Arc::default(),
+        status: Arc::default(),
         workers: Vec::new(),
         ledger: blueprint.ledger(),
         published,

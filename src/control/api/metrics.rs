@@ -18,6 +18,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::{Api, PublishedCertificate, Reload};
 use crate::control::acme::{self, State, Status};
+use crate::control::redis::status as redis_status;
 use crate::control::webhook;
 use crate::front;
 use crate::http::response;
@@ -66,6 +67,7 @@ impl Api {
             offload_interfaces: self.offload.interfaces(),
             front: Arc::clone(&self.front),
             webhook: self.webhook.read(),
+            status: self.status.read(),
             fleet: fleet::Fleet::read(&self.inputs.fleet, self.now()),
         }
     }
@@ -96,6 +98,8 @@ struct Page {
     front: Arc<front::Statistics>,
     /// `None` without `[webhook]`.
     webhook: Option<webhook::Counts>,
+    /// `None` without `[redis-status]`.
+    status: Option<redis_status::Counts>,
     /// `None` without `[fleet]`.
     fleet: Option<fleet::Fleet>,
 }
@@ -113,6 +117,7 @@ impl Collector for Page {
         self.tls(&mut families)?;
         self.front(&mut families)?;
         self.webhook.map_or(Ok(()), |counts| webhook(&counts, &mut families))?;
+        self.status.map_or(Ok(()), |counts| status(&counts, &mut families))?;
         self.fleet.as_ref().map_or(Ok(()), |fleet| fleet.write(&mut families))?;
         families.counters(
             "credential_requests",
@@ -516,6 +521,28 @@ impl Page {
             front.bytes(),
         )
     }
+}
+
+fn status(counts: &redis_status::Counts, families: &mut Families<'_, '_>) -> fmt::Result {
+    families.gauge(
+        "redis_status_connected",
+        "1 while there is a connection to the Redis server for the status of allocations",
+        None,
+        u64::from(counts.is_connected),
+    )?;
+    families.gauge(
+        "redis_status_queued_changes",
+        "Changes of the status of allocations that wait for Redis",
+        None,
+        counts.queued,
+    )?;
+    families.counters(
+        "redis_status_changes",
+        "Changes of the status of allocations that Redis has taken, and those that did not fit",
+        None,
+        "outcome",
+        [("sent", counts.sent), ("dropped", counts.dropped)],
+    )
 }
 
 fn webhook(counts: &webhook::Counts, families: &mut Families<'_, '_>) -> fmt::Result {

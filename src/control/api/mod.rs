@@ -96,6 +96,8 @@ pub(super) struct Inputs {
     pub(super) acme: watch::Receiver<acme::Published>,
     /// What the thread for Redis counts.
     pub(super) redis: Arc<redis::Statistics>,
+    /// What the sink of the status of allocations counts.
+    pub(super) status: Arc<redis::status::Statistics>,
     pub(super) workers: Vec<WorkerControl>,
     pub(super) ledger: Arc<Ledger>,
     pub(super) published: watch::Receiver<Published>,

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use crate::clock;
 use crate::config::{Config, HttpKey};
 use crate::transport::Transport;
-use crate::turn::{AllocationInfo, EndReason, Traffic};
+use crate::turn::{AllocationInfo, EndReason, FiveTuple, Traffic};
 use crate::worker::{LostRecords, SessionId, SessionRecord};
 
 /// The version of the form. A new field does not change it; a field that goes or gets another meaning does.
@@ -52,6 +52,8 @@ pub(crate) struct Event {
     pub(crate) session: Option<SessionId>,
     /// The user of the allocation; empty if there is none.
     pub(crate) user: String,
+    /// The 5-tuple of the client and the time-to-expiry in seconds, if the event is a start.
+    pub(crate) start: Option<(FiveTuple, u32)>,
     /// The traffic of the allocation, or of all whose end is missing.
     pub(crate) traffic: Traffic,
     /// The event as a JSON object on one line.
@@ -99,21 +101,25 @@ impl Source {
             kind,
             session: None,
             user: String::new(),
+            start: None,
             traffic: Traffic::default(),
             json: Value::Object(fields).to_string(),
         }
     }
 
-    /// Returns the event of a record.
-    pub(crate) fn record(&self, record: SessionRecord) -> Event {
-        match record {
-            SessionRecord::Started { session, user, transport } => {
-                self.about(Kind::Started, session, user, transport, Duration::ZERO, Traffic::default(), None)
+    /// Returns the event of a record. A refresh is none.
+    pub(crate) fn record(&self, record: SessionRecord) -> Option<Event> {
+        Some(match record {
+            SessionRecord::Started { session, user, tuple, lifetime } => {
+                let (none, transport) = (Traffic::default(), tuple.transport);
+                let event = self.about(Kind::Started, session, user, transport, Duration::ZERO, none, None);
+                Event { start: Some((tuple, lifetime)), ..event }
             }
             SessionRecord::Ended { session, user, transport, duration, traffic, reason } => {
                 self.about(Kind::Ended, session, user, transport, duration, traffic, Some(reason))
             }
-        }
+            SessionRecord::Refreshed { .. } => return None,
+        })
     }
 
     /// Returns the running sums of an allocation.
@@ -133,6 +139,7 @@ impl Source {
             kind: Kind::Lost,
             session: None,
             user: String::new(),
+            start: None,
             traffic: lost.traffic,
             json: Value::Object(fields).to_string(),
         }
@@ -162,7 +169,7 @@ impl Source {
         if let Some(reason) = reason {
             fields.insert("cause".to_owned(), reason.as_str().into());
         }
-        Event { kind, session: Some(session), user, traffic, json: Value::Object(fields).to_string() }
+        Event { kind, session: Some(session), user, start: None, traffic, json: Value::Object(fields).to_string() }
     }
 
     /// Returns the fields of every event.
@@ -208,14 +215,16 @@ mod tests {
     #[test]
     fn an_ended_allocation_has_its_final_sums_and_the_key_with_the_longest_prefix() {
         let traffic = Traffic { packets_to_peers: 1, bytes_to_peers: 2, packets_to_client: 3, bytes_to_client: 4 };
-        let event = source().record(SessionRecord::Ended {
-            session: session(),
-            user: "app-test-ann".to_owned(),
-            transport: Transport::Tls,
-            duration: Duration::from_millis(61_500),
-            traffic,
-            reason: EndReason::Expired,
-        });
+        let event = source()
+            .record(SessionRecord::Ended {
+                session: session(),
+                user: "app-test-ann".to_owned(),
+                transport: Transport::Tls,
+                duration: Duration::from_millis(61_500),
+                traffic,
+                reason: EndReason::Expired,
+            })
+            .unwrap();
         let mut fields: Value = serde_json::from_str(&event.json).unwrap();
         assert!(fields["time_ms"].as_u64().unwrap() > 1_700_000_000_000);
         fields.as_object_mut().unwrap().remove("time_ms");
@@ -232,11 +241,15 @@ mod tests {
 
     #[test]
     fn a_user_without_a_prefix_has_no_key() {
-        let event = source().record(SessionRecord::Started {
-            session: session(),
-            user: "bob".to_owned(),
-            transport: Transport::Udp,
-        });
+        let address = "192.0.2.1:1".parse().unwrap();
+        let event = source()
+            .record(SessionRecord::Started {
+                session: session(),
+                user: "bob".to_owned(),
+                tuple: FiveTuple { transport: Transport::Udp, client: address, server: address },
+                lifetime: 600,
+            })
+            .unwrap();
         let fields: Value = serde_json::from_str(&event.json).unwrap();
         assert_eq!((&fields["key"], &fields["type"]), (&Value::Null, &json!("allocation.started")));
         assert!(fields.get("bytes_to_peers").is_none());

@@ -68,7 +68,7 @@ impl Lost {
 }
 
 /// Returns the traffic after an earlier one.
-pub(super) fn since(traffic: &Traffic, earlier: &Traffic) -> Traffic {
+pub(in crate::control) fn since(traffic: &Traffic, earlier: &Traffic) -> Traffic {
     Traffic {
         packets_to_peers: traffic.packets_to_peers.saturating_sub(earlier.packets_to_peers),
         bytes_to_peers: traffic.bytes_to_peers.saturating_sub(earlier.bytes_to_peers),

@@ -5,7 +5,7 @@
 //! fit. [`event`] has the form of an event, which docs/fleet.md describes.
 
 pub(super) mod event;
-mod lost;
+pub(super) mod lost;
 pub(super) mod queue;
 
 use std::cell::RefCell;
@@ -20,12 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::fleet::stream::{self, EventStream};
+use super::redis::status::{self, Status};
 use super::start::WorkerControl;
 use super::webhook::{self, Webhook};
 use crate::config::Config;
 use crate::net::background;
-use crate::turn::{Cursor, Filter, Quota};
-use crate::worker::{FeedReader, RecordBatch};
+use crate::turn::{Cursor, Filter, FiveTuple, Quota};
+use crate::worker::{FeedReader, RecordBatch, SessionId, SessionRecord};
 use event::{Event, Source};
 
 /// The interval of the running sums.
@@ -39,11 +40,24 @@ pub(super) trait Sink {
     /// Takes an event. Must not wait.
     fn take(&mut self, event: &Rc<Event>);
 
+    /// Takes the refresh of an allocation. Must not wait.
+    fn take_refresh(&mut self, _refresh: &Refresh) {}
+
     /// Returns whether running sums are useful at present. If the receiver is away, the next ones make up for them.
     fn wants_usage(&self) -> bool;
 
     /// Sends what can be sent before the process ends. The caller stops waiting for it after a few seconds.
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+/// A refresh of an allocation.
+#[derive(Clone, Debug)]
+pub(super) struct Refresh {
+    pub(super) session: SessionId,
+    pub(super) user: String,
+    pub(super) tuple: FiveTuple,
+    /// In seconds; 0 if the client deletes the allocation.
+    pub(super) lifetime: u32,
 }
 
 /// The sinks that a configuration wants. Each is started on the thread `events`, within its `LocalSet`.
@@ -55,6 +69,7 @@ struct Settings {
     source: Source,
     webhook: Option<webhook::Settings>,
     stream: Option<stream::Settings>,
+    status: Option<status::Settings>,
 }
 
 impl Settings {
@@ -64,14 +79,15 @@ impl Settings {
             let source = Source::new(config, boot);
             let webhook = webhook::Settings::of(config, &source);
             let stream = stream::Settings::of(config, &source);
-            Self { source, webhook, stream }
+            let status = status::Settings::of(config);
+            Self { source, webhook, stream, status }
         })
     }
 }
 
 /// Returns whether a configuration has a sink for events.
 pub(super) fn wants_events(config: &Config) -> bool {
-    config.fleet.is_some() || config.webhook.is_some()
+    config.fleet.is_some() || config.webhook.is_some() || config.redis_status.is_some()
 }
 
 /// What the thread gets at its start.
@@ -87,6 +103,8 @@ pub(super) struct Inputs {
     pub(super) webhook: Arc<webhook::Statistics>,
     /// What the stream of the fleet counts.
     pub(super) stream: Arc<stream::Statistics>,
+    /// What the sink of the status of allocations counts.
+    pub(super) status: Arc<status::Statistics>,
 }
 
 /// The thread `events`, which runs from the first configuration with a sink until the process ends.
@@ -177,20 +195,32 @@ impl Hub {
             self.give(self.source.lost(&batch.lost));
         }
         for record in batch.records {
-            self.give(self.source.record(record));
+            match record {
+                SessionRecord::Refreshed { session, user, tuple, lifetime } => {
+                    let refresh = Refresh { session, user, tuple, lifetime };
+                    self.sinks.iter_mut().for_each(|sink| sink.take_refresh(&refresh));
+                }
+                record => {
+                    if let Some(event) = self.source.record(record) {
+                        self.give(event);
+                    }
+                }
+            }
         }
     }
 }
 
 async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
-    let Inputs { readers, workers, users, quota, webhook, stream } = inputs;
+    let Inputs { readers, workers, users, quota, webhook, stream, status } = inputs;
     let first = settings.borrow_and_update().clone();
     let Some(first) = first else { return };
     let (webhook, webhook_settings) = Webhook::start(webhook);
     webhook_settings.configure(first.webhook.clone());
     let (stream, stream_settings) = EventStream::start(stream);
     stream_settings.configure(first.stream.clone());
-    let sinks: Sinks = vec![Box::new(ActiveUsers { users, quota }), Box::new(webhook), Box::new(stream)];
+    let (status, status_settings) = Status::start(status);
+    status_settings.configure(first.status.clone());
+    let sinks: Sinks = vec![Box::new(ActiveUsers { users, quota }), Box::new(webhook), Box::new(stream), Box::new(status)];
     let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);
@@ -216,6 +246,7 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
                 let settings = settings.borrow_and_update().clone();
                 webhook_settings.configure(settings.as_ref().and_then(|settings| settings.webhook.clone()));
                 stream_settings.configure(settings.as_ref().and_then(|settings| settings.stream.clone()));
+                status_settings.configure(settings.as_ref().and_then(|settings| settings.status.clone()));
                 if let Some(settings) = settings {
                     hub.borrow_mut().source = settings.source.clone();
                 }

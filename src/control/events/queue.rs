@@ -217,7 +217,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::transport::Transport;
-    use crate::turn::EndReason;
+    use crate::turn::{EndReason, FiveTuple};
     use crate::worker::SessionRecord;
 
     fn source() -> Source {
@@ -233,22 +233,28 @@ mod tests {
     }
 
     fn started(number: usize) -> Event {
-        source().record(SessionRecord::Started {
-            session: session(number),
-            user: "ann".to_owned(),
-            transport: Transport::Udp,
-        })
+        let address = "192.0.2.1:1".parse().unwrap();
+        source()
+            .record(SessionRecord::Started {
+                session: session(number),
+                user: "ann".to_owned(),
+                tuple: FiveTuple { client: address, server: address, transport: Transport::Udp },
+                lifetime: 600,
+            })
+            .unwrap()
     }
 
     fn ended(number: usize, bytes: u64) -> Event {
-        source().record(SessionRecord::Ended {
-            session: session(number),
-            user: "ann".to_owned(),
-            transport: Transport::Udp,
-            duration: Duration::ZERO,
-            traffic: traffic(bytes),
-            reason: EndReason::Expired,
-        })
+        source()
+            .record(SessionRecord::Ended {
+                session: session(number),
+                user: "ann".to_owned(),
+                transport: Transport::Udp,
+                duration: Duration::ZERO,
+                traffic: traffic(bytes),
+                reason: EndReason::Expired,
+            })
+            .unwrap()
     }
 
     fn usage(number: usize, bytes: u64) -> Rc<Event> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::connection::{Connection, describe};
+use super::connection::{self, Connection, describe};
 use super::protocol::Reply;
 use super::{Secrets, Settings, Statistics};
 use crate::auth::{LongTermKey, Secret};
@@ -95,7 +95,7 @@ impl Log {
         if Self::admit(&mut self.unavailable) {
             self.is_unavailable = true;
             tracing::warn!(
-                event = "redis-unavailable", redis = %settings.server, reason = why,
+                event = "redis-unavailable", redis = %settings.access.server, reason = why,
                 "the Redis server cannot be used; users who are known from before go on"
             );
         }
@@ -104,7 +104,7 @@ impl Log {
     fn connected(&mut self, settings: &Settings) {
         if self.unavailable.is_none() || std::mem::take(&mut self.is_unavailable) {
             tracing::info!(
-                event = "redis-connected", redis = %settings.server, database = settings.database,
+                event = "redis-connected", redis = %settings.access.server, database = settings.access.database,
                 "users are looked up in Redis"
             );
         }
@@ -113,7 +113,7 @@ impl Log {
     fn reply(&mut self, settings: &Settings, what: &'static str, why: &str) {
         if Self::admit(&mut self.reply) {
             tracing::warn!(
-                event = "redis-reply", redis = %settings.server, what, reason = why,
+                event = "redis-reply", redis = %settings.access.server, what, reason = why,
                 "the Redis server has sent something that cannot be used"
             );
         }
@@ -149,7 +149,7 @@ impl Agent {
         loop {
             let opened = tokio::select! {
                 ended = self.wait_for_settings() => return ended,
-                opened = Connection::open(settings) => opened,
+                opened = Connection::open(&settings.access, &connection::USERS) => opened,
             };
             let why = match opened {
                 Ok(connection) => {

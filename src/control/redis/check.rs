@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use super::Settings;
-use super::connection::{Connection, describe};
+use super::connection::{self, Connection, describe};
 use super::protocol::Reply;
 use crate::config::Config;
 
@@ -39,7 +39,7 @@ pub(crate) fn check(config: &Config) -> Option<Result<Found, String>> {
 }
 
 async fn search(settings: &Settings) -> Result<Found, String> {
-    let mut connection = Connection::open(settings).await?;
+    let mut connection = Connection::open(&settings.access, &connection::USERS).await?;
     match timeout(SEARCH_TIME, search_over(settings, &mut connection)).await {
         Ok(found) => found,
         Err(_) => Ok(Found::Unknown),

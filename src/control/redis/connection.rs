@@ -11,16 +11,37 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-use super::Settings;
 use super::protocol::{Received, Reply, write_command};
-use crate::config::RedisServer;
+use crate::config::{RedisAccess, RedisServer};
 use crate::control::outbound::{self, connect};
-use crate::setting::{AUTH_REDIS_CA_FILE, AUTH_REDIS_PASSWORD_FILE, AUTH_REDIS_URL};
+use crate::setting;
 
 /// The longest time until a connection can be used.
 const OPEN_TIME: Duration = Duration::from_secs(5);
 /// The most bytes of one read.
 const READ: usize = 4096;
+
+/// The names of the keys that a message about a connection advises to change.
+#[derive(Debug)]
+pub(super) struct Keys {
+    url: &'static str,
+    password_file: &'static str,
+    ca_file: &'static str,
+}
+
+/// Those of `[auth.redis]`.
+pub(super) const USERS: Keys = Keys {
+    url: setting::AUTH_REDIS_URL,
+    password_file: setting::AUTH_REDIS_PASSWORD_FILE,
+    ca_file: setting::AUTH_REDIS_CA_FILE,
+};
+
+/// Those of `[redis-status]`.
+pub(super) const STATUS: Keys = Keys {
+    url: setting::REDIS_STATUS_URL,
+    password_file: setting::REDIS_STATUS_PASSWORD_FILE,
+    ca_file: setting::REDIS_STATUS_CA_FILE,
+};
 
 trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
 
@@ -39,27 +60,27 @@ impl Connection {
     ///
     /// # Errors
     /// Why it cannot be used, with advice. The text contains no password.
-    pub(super) async fn open(settings: &Settings) -> Result<Self, String> {
-        match timeout(OPEN_TIME, Self::open_slowly(settings)).await {
+    pub(super) async fn open(access: &RedisAccess, keys: &Keys) -> Result<Self, String> {
+        match timeout(OPEN_TIME, Self::open_slowly(access, keys)).await {
             Ok(opened) => opened,
             Err(_) => Err(format!("it does not respond within {} seconds", OPEN_TIME.as_secs())),
         }
     }
 
-    async fn open_slowly(settings: &Settings) -> Result<Self, String> {
-        let stream: Box<dyn Duplex> = match &settings.server {
+    async fn open_slowly(access: &RedisAccess, keys: &Keys) -> Result<Self, String> {
+        let stream: Box<dyn Duplex> = match &access.server {
             RedisServer::Unix(path) => {
                 let stream = UnixStream::connect(path).await;
-                Box::new(stream.map_err(|error| format!("cannot connect: {error} (`{AUTH_REDIS_URL}`)"))?)
+                Box::new(stream.map_err(|error| format!("cannot connect: {error} (`{}`)", keys.url))?)
             }
             RedisServer::Tcp { host, port, tls } => {
                 let stream = connect(host, *port).await?;
                 // Without it, a look-up could wait for the acknowledgement of an earlier one.
                 let _ = stream.set_nodelay(true);
                 if *tls {
-                    let connector = outbound::tls_connector(settings.ca.as_deref());
-                    let connector = connector.map_err(|why| format!("`{AUTH_REDIS_CA_FILE}`: {why}"))?;
-                    Box::new(outbound::tls(&connector, host, stream, AUTH_REDIS_CA_FILE).await?)
+                    let connector = outbound::tls_connector(access.ca.as_deref());
+                    let connector = connector.map_err(|why| format!("`{}`: {why}", keys.ca_file))?;
+                    Box::new(outbound::tls(&connector, host, stream, keys.ca_file).await?)
                 } else {
                     Box::new(stream)
                 }
@@ -68,25 +89,23 @@ impl Connection {
         // Enough for the password, so that it is not copied when the buffer grows.
         let commands = Zeroizing::new(Vec::with_capacity(READ));
         let mut this = Self { stream, received: Received::default(), commands };
-        if let Some(password) = &settings.password {
-            let user = settings.username.as_ref().map(String::as_bytes);
+        if let Some(password) = &access.password {
+            let user = access.username.as_ref().map(String::as_bytes);
             let words: Vec<&[u8]> = [&b"AUTH"[..]].into_iter().chain(user).chain([password.as_bytes()]).collect();
             match this.call(&words).await? {
                 Reply::Status(_) => {}
                 reply => {
                     let why = describe(&reply);
-                    return Err(format!(
-                        "it refuses the user or the password ({why}): check `{AUTH_REDIS_PASSWORD_FILE}`"
-                    ));
+                    return Err(format!("it refuses the user or the password ({why}): check `{}`", keys.password_file));
                 }
             }
         }
-        match this.call(&[b"SELECT", settings.database.to_string().as_bytes()]).await? {
+        match this.call(&[b"SELECT", access.database.to_string().as_bytes()]).await? {
             Reply::Status(_) => Ok(this),
             Reply::Error(error) if error.starts_with("NOAUTH") => {
-                Err(format!("it requires a password: set `{AUTH_REDIS_PASSWORD_FILE}`"))
+                Err(format!("it requires a password: set `{}`", keys.password_file))
             }
-            reply => Err(format!("it refuses database {} ({})", settings.database, describe(&reply))),
+            reply => Err(format!("it refuses database {} ({})", access.database, describe(&reply))),
         }
     }
 

@@ -8,8 +8,8 @@ mod agent;
 mod check;
 mod connection;
 mod protocol;
+pub(super) mod status;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use crate::auth::Secret;
-use crate::config::{Config, RedisServer};
+use crate::config::{Config, RedisAccess};
 use crate::net::background;
 use crate::worker::{Handle, Lookup};
 use agent::{Agent, Log};
@@ -27,11 +27,7 @@ pub(crate) use check::{Found, check};
 /// What the thread needs of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Settings {
-    server: RedisServer,
-    database: u32,
-    username: Option<String>,
-    password: Option<Secret>,
-    ca: Option<PathBuf>,
+    access: RedisAccess,
     time_limit: Duration,
     realm: String,
     /// Identifies the database and the realm.
@@ -42,11 +38,7 @@ impl Settings {
     fn of(config: &Config) -> Option<Self> {
         let redis = config.auth.redis.as_ref()?;
         Some(Self {
-            server: redis.server.clone(),
-            database: redis.database,
-            username: redis.username.clone(),
-            password: redis.password.clone(),
-            ca: redis.ca.clone(),
+            access: redis.access.clone(),
             time_limit: redis.time_limit,
             realm: config.realm.clone(),
             source: source(config)?,
@@ -67,7 +59,7 @@ impl Settings {
 /// Returns what identifies the database and the realm of a configuration.
 pub(super) fn source(config: &Config) -> Option<Arc<str>> {
     let redis = config.auth.redis.as_ref()?;
-    Some(format!("{} {} {}", redis.server, redis.database, config.realm).into())
+    Some(format!("{} {} {}", redis.access.server, redis.access.database, config.realm).into())
 }
 
 /// The secrets of a database, and what identifies it.

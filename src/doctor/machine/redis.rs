@@ -26,5 +26,5 @@ pub(super) fn examine(config: &Config) -> Option<Finding> {
             "correct `[auth.redis]`, or start the Redis server; known users go on meanwhile",
         ),
     };
-    Some(finding.of(&redis.server))
+    Some(finding.of(&redis.access.server))
 }

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub database: Option<UserDatabase>,
     /// How long an allocation can be refreshed after its credential has expired, in seconds.
     pub expiry_grace: u64,
+    /// Whether each accepted Refresh is an event.
+    pub refresh_events: bool,
 }
 
 impl Snapshot {

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use crate::stun::AttributeError;
 use crate::stun::attribute::{Lifetime, RequestedAddressFamily};
-use crate::turn::contract::Context;
-use crate::turn::event::EndReason;
+use crate::turn::contract::{Action, AllocationId, Context};
+use crate::turn::event::{EndReason, Event};
 use crate::turn::protocol::rejection::Rejection;
 use crate::turn::protocol::request::{Accepted, Authenticated, optional};
 use crate::turn::protocol::response::Success;
 use crate::turn::server::Server;
+use crate::turn::tables::allocation::Allocation;
 use crate::turn::tables::relays::Relay;
 use crate::turn::time::Deadline;
 use crate::turn::{DEFAULT_LIFETIME, MAXIMUM_LIFETIME};
@@ -31,6 +32,9 @@ impl Server {
         };
         let desired = optional(request.message)?.map_or(DEFAULT_LIFETIME, |Lifetime(seconds)| seconds);
         if desired == 0 {
+            if self.snapshot.refresh_events {
+                self.actions.push_back(refreshed(id, allocation, 0));
+            }
             match family {
                 Some(family) => self.end_relay(id, family, cx.now, EndReason::Deleted),
                 None => self.end(id, cx.now, EndReason::Deleted),
@@ -68,8 +72,16 @@ impl Server {
             earliest = earliest.earlier(relay.deadline);
         }
         let lifetime = earliest.seconds_left(cx.now);
+        if self.snapshot.refresh_events {
+            self.actions.push_back(refreshed(id, allocation, lifetime));
+        }
         self.announce_routes(id, cx.now);
         self.table.reschedule(id);
         Ok(Accepted::Success(Success::Refreshed { lifetime }))
     }
+}
+
+fn refreshed(id: AllocationId, allocation: &Allocation, lifetime: u32) -> Action {
+    let user = allocation.identity.user().to_owned();
+    Action::Log(Event::AllocationRefreshed { id, user, tuple: allocation.tuple, lifetime })
 }
