@@ -91,7 +91,7 @@ mod reload {
     }
 
     /// The keys that can change under a call, with values that do not end it.
-    const LIVE: [(&str, &str); 71] = [
+    const LIVE: [(&str, &str); 72] = [
         ("realm", "'new.example'"),
         ("hostname", "'turn.example'"),
         ("drain-deadline", "'3s'"),
@@ -106,6 +106,7 @@ mod reload {
         ("auth.users", "[{ name = 'bob', password = 'another password' }]"),
         ("auth.users", "[{ name = 'bob', password = 'another password', allocations = 3 }]"),
         ("auth.users", "[{ name = 'bob', key = '8493fbc53ba582fb4c044c456bdc40eb' }]"),
+        ("redis-status", "{ url = 'unix:///nonexistent' }"),
         ("auth.redis", "{ url = 'unix:///nonexistent' }"),
         ("peers.allow", "['127.0.0.1', '10.0.0.0/8']"),
         ("peers.deny", "['198.51.100.0/24']"),

@@ -28,6 +28,20 @@ fn refresh_sets_the_lifetime_between_the_default_and_the_maximum() {
     assert_eq!(world.expect_end(&relay).reason, EndReason::Expired);
 }
 
+// All other tests show that there are no such events unless the snapshot wants them.
+#[test]
+fn refreshes_are_events_if_the_snapshot_says_so() {
+    let mut world = World::with(|setup| setup.refresh_events = true);
+    let client = world.client(1);
+    let relay = world.allocate(&client);
+    for (requested, given) in [(1_000, 1_000), (1, 600), (0, 0)] {
+        world.accept(&client, Method::REFRESH, &[&Lifetime(requested)]);
+        let Event::AllocationRefreshed { id, lifetime, tuple, .. } = world.event() else { panic!("it was refreshed") };
+        assert_eq!((id, lifetime, tuple), (relay.id.allocation(), given, client.tuple));
+    }
+    assert_eq!(world.expect_end(&relay).reason, EndReason::Deleted);
+}
+
 #[test]
 fn refresh_extends_the_allocation_to_the_second() {
     let mut world = World::new();
