@@ -163,7 +163,8 @@ impl Monitor {
             self.0.read_line(&mut line).unwrap();
             // +TIME [DATABASE ADDRESS] "WORD" "WORD"
             let (_, words) = line.split_once("] \"").unwrap_or_default();
-            let words = words.trim_end().trim_end_matches('"');
+            let words = words.trim_end();
+            let words = words.strip_suffix('"').unwrap_or(words);
             let mut words: Vec<String> = words.split("\" \"").map(str::to_owned).collect();
             words[0].make_ascii_uppercase();
             if words.get(1).is_some_and(|key| key.contains("/allocation/") && !key.contains('*')) {

@@ -17,7 +17,9 @@ use crate::support::{Process, REALM, Server, TIMEOUT, TempDir, config_without_se
 const USER: &str = "[[auth.users]]\nname = \"ann\"\npassword = \"song-of-ann\"\n";
 
 fn config(url: &str) -> String {
-    let more = format!("{USER}[redis-status]\nurl = {url:?}\ndatabase = 2\n[peers]\nallow = [\"127.0.0.1\"]\n");
+    let more = format!(
+        "{USER}[redis-status]\nurl = {url:?}\ndatabase = 2\n[peers]\nallow = [\"127.0.0.1\"]\n[compat]\nrfc5766-channels = true\n"
+    );
     config_without_secret(&["127.0.0.1"], &more)
 }
 
@@ -68,7 +70,7 @@ fn shape(commands: &[Vec<String>], server: SocketAddr) -> Vec<String> {
     let id = allocation(commands.last().unwrap()).to_owned();
     assert!(id.len() == 18 && id.bytes().all(|byte| byte.is_ascii_digit()), "{id}");
     let of_call = commands.iter().filter(|command| allocation(command) == id);
-    let mut shape: Vec<String> = of_call
+    of_call
         .map(|words| {
             let mut words = words.clone();
             if words[0] == "SET" {
@@ -85,9 +87,7 @@ fn shape(commands: &[Vec<String>], server: SocketAddr) -> Vec<String> {
             }
             line
         })
-        .collect();
-    shape.dedup();
-    shape
+        .collect()
 }
 
 /// Starts coturn with a database for the status.
