@@ -220,7 +220,8 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
     stream_settings.configure(first.stream.clone());
     let (status, status_settings) = Status::start(status);
     status_settings.configure(first.status.clone());
-    let sinks: Sinks = vec![Box::new(ActiveUsers { users, quota }), Box::new(webhook), Box::new(stream), Box::new(status)];
+    let sinks: Sinks =
+        vec![Box::new(ActiveUsers { users, quota }), Box::new(webhook), Box::new(stream), Box::new(status)];
     let hub = Rc::new(RefCell::new(Hub { source: first.source.clone(), sinks }));
     let started = hub.borrow().source.node_started();
     hub.borrow_mut().give(started);
