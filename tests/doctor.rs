@@ -504,6 +504,7 @@ mod doctor {
             "machine/listeners.rs",
             "machine/names.rs",
             "machine/orders.rs",
+            "machine/redis.rs",
             "machine/unit.rs",
         ];
         let source: String = sources.map(|file| read(&format!("src/doctor/{file}"))).concat();

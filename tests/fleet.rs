@@ -156,6 +156,8 @@ mod fleet {
                 Ok(found) => return (found, clock.elapsed()),
                 Err(why) => assert!(clock.elapsed() < limit, "{why}"),
             }
+            // A look may be a request that fails, and responses to such are limited.
+            thread::sleep(Duration::from_millis(100));
         }
     }
 
@@ -550,8 +552,6 @@ mod fleet {
             let mut whole = first;
             wait(|| {
                 whole += try_all(&dan, &mut clients, 0);
-                // Responses to this machine are limited.
-                thread::sleep(Duration::from_millis(250));
                 if whole == LIMIT { Ok(()) } else { Err(format!("{whole} allocations")) }
             });
             // All at once.

@@ -80,7 +80,7 @@ mod metrics {
             "[tls.acme]\ndomains = [\"turn.example.org\"]\nterms-agreed = true\ndirectory = {AUTHORITY:?}\n\
              state-directory = {state:?}\n[control]\nsocket = {socket:?}\n\
              [webhook]\nurl = {url:?}\nsecret-file = {secret:?}\ninterval = 0\n\
-             [fleet]\nservers = [\"nats://127.0.0.1:1\"]\n"
+             [fleet]\nservers = [\"nats://127.0.0.1:1\"]\n[redis-status]\nurl = \"redis://127.0.0.1:1\"\n"
         );
         let server = Server::start(&config_for(&["127.0.0.1"], &["127.0.0.1"], &more));
         server.wait_for_log(|line| line.field("event").as_deref() == Some("acme-waiting"));

@@ -242,7 +242,7 @@ mod reload {
             let mut text = fixture.config.clone();
             let mut seen = Vec::new();
             // The two files belong together.
-            let steps = LIVE[..69].iter().map(std::slice::from_ref).chain([&LIVE[69..]]);
+            let steps = LIVE[..70].iter().map(std::slice::from_ref).chain([&LIVE[70..]]);
             for step in steps {
                 let filled: Vec<(&str, String)> = step
                     .iter()
