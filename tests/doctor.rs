@@ -506,6 +506,7 @@ mod doctor {
             "machine/orders.rs",
             "machine/redis.rs",
             "machine/unit.rs",
+            "machine/webhook.rs",
         ];
         let source: String = sources.map(|file| read(&format!("src/doctor/{file}"))).concat();
         let document = read("docs/troubleshooting.md");

@@ -63,6 +63,8 @@ pub(super) struct Session {
     pub(super) beat: Notify,
     /// The state has changed.
     pub(super) changed: Notify,
+    /// The engine may have lost the state, which has to be read as a whole.
+    pub(super) reread: Notify,
 }
 
 impl Agent {
@@ -143,6 +145,7 @@ impl Agent {
             counts: Cell::new(self.view.counts()),
             beat: Notify::new(),
             changed: Notify::new(),
+            reread: Notify::new(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn_local(beat(Rc::clone(&session)));
@@ -250,6 +253,7 @@ async fn beat(session: Rc<Session>) {
     loop {
         // If the engine has lost its memory, the bucket is made again.
         let store = session.open(Bucket::Nodes).await;
+        session.reread.notify_one();
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}

@@ -69,6 +69,7 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             let entry = tokio::select! {
                 entry = entries.next() => entry,
                 () = &mut reread => break,
+                () = session.reread.notified() => break,
             };
             let Some(Ok(entry)) = entry else {
                 sleep(PAUSE).await;

@@ -28,6 +28,8 @@ struct Holder {
     session: Rc<Session>,
     /// There may be outputs, or something is due earlier.
     changed: Notify,
+    /// Whether a request has failed.
+    has_failed: Cell<bool>,
     /// How often the engine has gone away or come back.
     connections: Cell<u64>,
 }
@@ -46,6 +48,7 @@ pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) {
         leases: RefCell::new(Leases::new(&session.settings.node, limits)),
         session: Rc::clone(session),
         changed: Notify::new(),
+        has_failed: Cell::new(false),
         connections: Cell::new(0),
     });
     tasks.spawn_local(follow_users(Rc::clone(&holder)));
@@ -121,9 +124,13 @@ fn hint_subject(session: &Session, node: &str) -> String {
 /// Carries out the outputs of the leases.
 async fn carry_out(holder: Rc<Holder>) {
     let session = &holder.session;
-    let store = Rc::new(session.open(Bucket::Leases).await);
+    let mut store = Rc::new(session.open(Bucket::Leases).await);
     let mut running = JoinSet::new();
     loop {
+        if holder.has_failed.take() {
+            // The engine may have lost the bucket.
+            store = Rc::new(session.open(Bucket::Leases).await);
+        }
         let now = session.inputs.now();
         holder.leases.borrow_mut().advance(now, clock::unix_seconds());
         loop {
@@ -216,7 +223,10 @@ async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
         Response::Read(found) => leases.read(key, found, now, unix),
         Response::Written(revision) => leases.written(key, revision, now, unix),
         Response::Refused => with_rng(|rng| leases.refused(key, now, rng)),
-        Response::Failed => with_rng(|rng| leases.failed(key, now, rng)),
+        Response::Failed => {
+            holder.has_failed.set(true);
+            with_rng(|rng| leases.failed(key, now, rng));
+        }
     }
     drop(leases);
     holder.changed.notify_one();
