@@ -322,7 +322,8 @@ mod fleet {
                 *most as f64 / 2000.0
             );
             assert_eq!(counts.values().sum::<usize>(), 10_000);
-            assert!(counts.len() == NODES && *most < 2_400, "{counts:?}");
+            // The CPU time of other programs of this machine counts as load, too.
+            assert!(counts.len() == NODES && *most < 3_000, "{counts:?}");
         });
     }
 
