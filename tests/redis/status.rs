@@ -3,10 +3,11 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use turnserver::client::Request;
+use turnserver::clock::Clock;
 use turnserver::stun::Method;
 
 use crate::server::Redis;
@@ -107,13 +108,13 @@ fn coturn(directory: &TempDir, port: u16) -> (Process, SocketAddr) {
     let probe = UdpSocket::bind("127.0.0.1:0").unwrap();
     probe.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let binding = [&[0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42][..], &[7; 12]].concat();
-    let end = Instant::now() + TIMEOUT;
+    let clock = Clock::start();
     loop {
         let _ = probe.send_to(&binding, server);
         if probe.recv(&mut [0; 512]).is_ok() {
             return (process, server);
         }
-        assert!(Instant::now() < end, "{}", process.output());
+        assert!(clock.elapsed() < TIMEOUT, "{}", process.output());
     }
 }
 
@@ -177,10 +178,10 @@ fn while_redis_hangs_or_is_away_packets_do_not_wait_and_the_ends_come_later() {
     redis.stop();
     server.wait_for_log(|line| line.field("event").as_deref() == Some("redis-status-unavailable"));
     let round_trip = |client: &Client| {
-        let begin = Instant::now();
+        let clock = Clock::start();
         client.send_to_peer(peer, b"0123456789");
         client.receive();
-        begin.elapsed()
+        clock.elapsed()
     };
     let others: Vec<_> = (0..20).map(|_| Client::new(server.udp_address())).collect();
     let sessions: Vec<_> = others.iter().map(|other| other.allocate(&login()).unwrap().0).collect();
@@ -192,9 +193,9 @@ fn while_redis_hangs_or_is_away_packets_do_not_wait_and_the_ends_come_later() {
     client.delete(&session);
     redis.start_again();
     // Each end deletes a key once, also the one that the server has seen while Redis was away.
-    let end = Instant::now() + TIMEOUT;
+    let clock = Clock::start();
     while !redis.command(&["INFO", "commandstats"]).contains("cmdstat_del:calls=21,") {
-        assert!(Instant::now() < end, "{}", redis.command(&["INFO", "commandstats"]));
+        assert!(clock.elapsed() < TIMEOUT, "{}", redis.command(&["INFO", "commandstats"]));
     }
     assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n");
 
