@@ -595,8 +595,7 @@ mod fleet {
                     Some(508) => return Err("508".to_owned()),
                     other => panic!("{other:?}"),
                 }
-                // The transaction IDs of this client select one of them.
-                if others.len() >= 2 { Ok(()) } else { Err(format!("{others:?}")) }
+                Ok(())
             });
             assert!(!others.contains(&Fleet::address(0)), "{others:?}");
             for other in others {
