@@ -151,6 +151,7 @@ impl Agent {
         tasks.spawn_local(beat(Rc::clone(&session)));
         tasks.spawn_local(follow_nodes(Rc::clone(&session)));
         tasks.spawn_local(common::follow_state(Rc::clone(&session)));
+        tasks.spawn_local(common::catch_up(Rc::clone(&session)));
         tasks.spawn_local(follow_time(Rc::clone(&session)));
         tasks.spawn_local(requests::keep_state(Rc::clone(&session)));
         tasks.spawn_local(follow_orders(Rc::clone(&session)));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_nats::jetstream::kv::{self, Operation, Store};
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
-use tokio::time::sleep;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::agent::{PAUSE, Session};
 use super::engine::{Bucket, random_fraction};
@@ -17,6 +17,8 @@ use crate::clock;
 
 /// The interval at which the state is read as a whole.
 const REREAD: Duration = Duration::from_secs(60);
+/// The interval at which this node compares its state with those of the others.
+const COMPARISON: Duration = Duration::from_millis(300);
 
 /// The state that a node uses: of which bucket, and up to which revision of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,6 +35,11 @@ impl Revision {
     pub(super) fn number(self) -> u64 {
         let used = self.refused.map_or(self.revision, |refused| self.revision.min(refused.saturating_sub(1)));
         (u64::from(self.created) << 32) | u64::from(used)
+    }
+
+    /// Returns the number of what this node has read, whether it could use it or not.
+    fn read(self) -> u64 {
+        self.of(self.revision.into())
     }
 
     /// Returns the number of a revision of the same bucket.
@@ -93,6 +100,28 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             if let Some(seen) = seen.take() {
                 refill(&session, &store, &seen).await;
             }
+        }
+    }
+}
+
+/// Reads the state again if other nodes use a later one. What this node follows may have ended without a word: the server
+/// that sent it is gone, or the bucket was lost, and another node has made it again.
+pub(super) async fn catch_up(session: Rc<Session>) {
+    let mut ticks = interval(COMPARISON);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut late, mut tried) = (false, None);
+    loop {
+        ticks.tick().await;
+        let latest = {
+            let (nodes, now) = (session.view.nodes(), session.inputs.now());
+            nodes.live(now).map(|beat| beat.state).max()
+        };
+        let was_late = late;
+        late = latest > Some(session.revision.get().read());
+        // A change takes a moment to come, and a second attempt at the same state would be in vain.
+        if late && was_late && latest != tried {
+            tried = latest;
+            session.reread.notify_one();
         }
     }
 }
@@ -173,5 +202,6 @@ mod tests {
         assert!(own.number() >= own.of(5) && own.number() < own.of(6));
         assert!(Revision { created: 8, ..Revision::default() }.number() > own.number());
         assert!(Revision { refused: Some(4), ..own }.number() < own.of(4));
+        assert_eq!(Revision { refused: Some(4), ..own }.read(), own.number());
     }
 }
