@@ -52,6 +52,9 @@ struct Arguments {
     /// With --offload, measure only this variant. Can be repeated.
     #[arg(long, value_enum, value_name = "NAME", requires = "offload")]
     variant: Vec<Kind>,
+    /// Compare our server as a node of a fleet with the same server alone. The engine of the fleet runs beside both.
+    #[arg(long, conflicts_with = "offload")]
+    fleet: bool,
     /// Number of rounds. Each measures both servers, or every variant, once.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=1000))]
     rounds: u64,
@@ -73,6 +76,9 @@ struct Arguments {
     /// Path of coturn's program.
     #[arg(long, value_name = "FILE", default_value = "/usr/bin/turnserver")]
     coturn: PathBuf,
+    /// Path of the program of the fleet's engine.
+    #[arg(long, value_name = "FILE", default_value = "/usr/sbin/nats-server")]
+    nats: PathBuf,
     /// Path of our server's program. By default, the benchmark builds it first.
     #[arg(long, value_name = "FILE")]
     ours: Option<PathBuf>,
@@ -141,6 +147,7 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
     let network = if arguments.loopback { Network::loopback()? } else { Network::namespaces(setup)? };
     let servers = Servers { ours, coturn: arguments.coturn.clone(), directory: directory.0.clone() };
     servers.prepare(&network.addresses)?;
+    let _engine = if arguments.fleet { Some(servers.start_engine(&arguments.nats, &network)?) } else { None };
 
     let comparison = Comparison {
         servers: &servers,
@@ -156,27 +163,29 @@ fn benchmark(arguments: &Arguments) -> Outcome<()> {
         if arguments.offload {
             lines.extend(offload::lines(scenario, &rounds));
         } else {
-            lines.extend(pairs(scenario, &rounds).iter().filter_map(Pair::line));
+            let [measured, other] = if arguments.fleet { [Kind::Node, Kind::Ours] } else { [Kind::Ours, Kind::Coturn] };
+            lines.extend(pairs(scenario, &rounds, measured, other).iter().filter_map(Pair::line));
         }
     }
-    let table = if arguments.offload {
-        Table { headings: &offload::HEADINGS, numbers: offload::NUMBERS, lines }
-    } else {
-        Table { headings: &table::HEADINGS, numbers: table::NUMBERS, lines }
+    let (headings, numbers): (&[&str], _) = match (arguments.offload, arguments.fleet) {
+        (true, _) => (&offload::HEADINGS, offload::NUMBERS),
+        (_, true) => (&table::FLEET_HEADINGS, table::NUMBERS),
+        _ => (&table::HEADINGS, table::NUMBERS),
     };
+    let table = Table { headings, numbers, lines };
     print(&if arguments.markdown { table.markdown() } else { table.text() });
     remarks.print();
     if remarks.failed { Err("not everything could be measured".into()) } else { Ok(()) }
 }
 
-/// Returns the figures of both servers.
-fn pairs(scenario: &'static Scenario, rounds: &Rounds) -> Vec<Pair> {
+/// Returns the figures of both servers. The goals are those of the comparison with coturn.
+fn pairs(scenario: &'static Scenario, rounds: &Rounds, measured: Kind, other: Kind) -> Vec<Pair> {
     let pair = |row: &scenario::Row| Pair {
         scenario: scenario.name,
         figure: row.figure,
-        goal: row.goal,
-        ours: values(rounds, Kind::Ours, row.figure),
-        coturn: values(rounds, Kind::Coturn, row.figure),
+        goal: row.goal.filter(|_| other == Kind::Coturn),
+        ours: values(rounds, measured, row.figure),
+        other: values(rounds, other, row.figure),
     };
     scenario.rows.iter().map(pair).collect()
 }
@@ -194,6 +203,7 @@ fn selected_kinds(arguments: &Arguments) -> Vec<Kind> {
     let wanted = |kind: &Kind| arguments.variant.is_empty() || arguments.variant.contains(kind);
     match arguments.offload {
         true => offload::KINDS.into_iter().filter(wanted).collect(),
+        false if arguments.fleet => vec![Kind::Ours, Kind::Node],
         false => vec![Kind::Ours, Kind::Coturn],
     }
 }
@@ -225,7 +235,10 @@ fn check(arguments: &Arguments) -> Outcome<()> {
     if let Some(ours) = arguments.ours.as_ref().filter(|ours| !ours.exists()) {
         missing.push(format!("our server at {}: cargo build --release", ours.display()));
     }
-    if !arguments.coturn.exists() {
+    if arguments.fleet && !arguments.nats.exists() {
+        missing.push(format!("NATS at {}: apt-get install nats-server, or --nats FILE", arguments.nats.display()));
+    }
+    if !arguments.fleet && !arguments.coturn.exists() {
         missing.push(format!("coturn at {}: apt-get install coturn, or --coturn FILE", arguments.coturn.display()));
     }
     if !arguments.loopback {

@@ -1,6 +1,7 @@
 //! The measured variants: servers with equivalent configurations, and the kernel's forwarding.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -15,6 +16,9 @@ use crate::scenario::Scenario;
 /// The first and the last relay port of both servers.
 const PORTS: (u16, u16) = (49152, 65535);
 
+/// The port of the engine of a fleet.
+const ENGINE_PORT: u16 = 4222;
+
 /// What is measured, in the order of a round.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 pub(crate) enum Kind {
@@ -26,6 +30,8 @@ pub(crate) enum Kind {
     Forwarding,
     /// Our server, for which the kernel relays.
     Offloaded,
+    /// Our server as a node of a fleet.
+    Node,
     /// The load generator alone: it paces the packets, but does not send them.
     Generator,
 }
@@ -38,6 +44,7 @@ impl Kind {
             Self::Coturn => "coturn",
             Self::Forwarding => "forwarding",
             Self::Offloaded => "offloaded",
+            Self::Node => "node",
             Self::Generator => "generator",
         }
     }
@@ -82,11 +89,12 @@ impl Servers {
     pub(crate) fn start(&self, kind: Kind, scenario: &Scenario, network: &Network) -> Outcome<Option<Server>> {
         let (program, arguments) = match kind {
             Kind::Forwarding | Kind::Generator => return Ok(None),
-            Kind::Ours | Kind::Offloaded => {
+            Kind::Ours | Kind::Offloaded | Kind::Node => {
                 let path = self.directory.join("turnserver.toml");
                 let mut configuration = self.configuration(scenario, &network.addresses);
                 configuration += &match (kind, network.setup()) {
                     (Kind::Offloaded, _) => self.offload(),
+                    (Kind::Node, _) => format!("[fleet]\nservers = [\"nats://{}\"]\n", engine(&network.addresses)),
                     (_, Setup::Offload) => "[offload]\nmode = \"off\"\n".to_owned(),
                     (_, Setup::Plain | Setup::Attack) => String::new(),
                 };
@@ -97,6 +105,16 @@ impl Servers {
         };
         let line = ["run".to_owned(), "--".to_owned(), text(program)].into_iter().chain(arguments);
         Server::start(&mut network.command(Host::Server, line)).map(Some)
+    }
+
+    /// Starts the engine of a fleet, a single server of it.
+    pub(crate) fn start_engine(&self, nats: &Path, network: &Network) -> Outcome<Server> {
+        let path = self.directory.join("nats-server.conf");
+        let store = text(&self.directory.join("nats"));
+        let engine = engine(&network.addresses);
+        fs::write(&path, format!("listen: \"{engine}\"\njetstream {{ store_dir: {store:?} }}\n"))?;
+        let line = ["run".to_owned(), "--".to_owned(), text(nats), "-c".to_owned(), text(&path)];
+        Server::start(&mut network.command(Host::Server, line))
     }
 
     /// Returns what the configuration has in addition if the kernel relays.
@@ -135,13 +153,14 @@ impl Servers {
             );
         }
         format!(
-            "realm = \"{REALM}\"\nworkers = {}\n\
+            "node = \"one\"\nstate-directory = {:?}\nrealm = \"{REALM}\"\nworkers = {}\n\
              [listen]\nudp = [\"{listen}:{port}\"]\ntcp = [\"{listen}:{port}\"]\n{tls}{certificate}\
              [relay]\naddresses = [\"{relay}\"]\nports = \"{first}-{last}\"\n\
              [[auth.users]]\nname = \"{USER}\"\npassword = \"{PASSWORD}\"\n\
              [peers]\nallow = [\"{peer}\"]\n\
              [limits]\nallocations-per-user = 0\nconnections-per-source = 0\nunverified-responses = 0\n\
              [log]\nlevel = \"warn\"\n",
+            text(&self.directory.join("state")),
             scenario.workers.unwrap_or(0),
         )
     }
@@ -173,6 +192,11 @@ impl Servers {
         }
         line.split_whitespace().map(str::to_owned).collect()
     }
+}
+
+/// Returns the address of the engine.
+fn engine(addresses: &Addresses) -> SocketAddr {
+    SocketAddr::new(addresses.listen, ENGINE_PORT)
 }
 
 /// The response of `turnserver ctl offload --json`.

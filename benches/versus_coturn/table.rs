@@ -9,27 +9,30 @@ use crate::summary::{Summary, ratio};
 /// The headings of the comparison with coturn.
 pub(crate) const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "goal", "reached"];
 
-/// The columns with numbers in the comparison with coturn.
+/// The headings of the comparison of a node of a fleet with the same server alone.
+pub(crate) const FLEET_HEADINGS: [&str; 7] = ["scenario", "figure", "in a fleet", "alone", "ratio", "goal", "reached"];
+
+/// The columns with numbers in these comparisons.
 pub(crate) const NUMBERS: Range<usize> = 2..5;
 
 /// The cells of a line. The first is the scenario.
 pub(crate) type Line = Vec<String>;
 
-/// The rounds of one figure in the comparison with coturn.
+/// The rounds of one figure in a comparison of our server with another one.
 pub(crate) struct Pair {
     pub(crate) scenario: &'static str,
     pub(crate) figure: Figure,
     pub(crate) goal: Option<Goal>,
     pub(crate) ours: Vec<f64>,
-    pub(crate) coturn: Vec<f64>,
+    pub(crate) other: Vec<f64>,
 }
 
 impl Pair {
     /// Returns the line of the figure. `None` if nothing was measured.
     pub(crate) fn line(&self) -> Option<Line> {
-        let ratio = ratio(&self.ours, &self.coturn);
-        let (ours, coturn) = (Summary::of(&self.ours), Summary::of(&self.coturn));
-        ours.or(coturn)?;
+        let ratio = ratio(&self.ours, &self.other);
+        let (ours, other) = (Summary::of(&self.ours), Summary::of(&self.other));
+        ours.or(other)?;
         let reached = match self.goal.and_then(|goal| goal.reached(ours?.median, ratio)) {
             Some(true) => "yes",
             Some(false) => "no",
@@ -40,7 +43,7 @@ impl Pair {
             self.scenario.to_owned(),
             self.figure.label().to_owned(),
             number(ours),
-            number(coturn),
+            number(other),
             ratio.map_or(String::new(), |ratio| format!("{ratio:.2}")),
             self.goal.map_or(String::new(), Goal::label),
             reached.to_owned(),
@@ -138,10 +141,10 @@ mod tests {
             figure: Figure::CpuPerPacket,
             goal: Some(Goal::RatioAtMost(0.5)),
             ours: vec![6.1, 5.9, 6.4],
-            coturn: vec![13.7, 13.0, 14.0],
+            other: vec![13.7, 13.0, 14.0],
         };
         let delivered =
-            Pair { scenario: "paced-up", figure: Figure::Delivered, goal: None, ours: vec![39_999.6], coturn: vec![] };
+            Pair { scenario: "paced-up", figure: Figure::Delivered, goal: None, ours: vec![39_999.6], other: vec![] };
         let lines = [cpu, delivered].iter().filter_map(Pair::line).collect();
         Table { headings: &HEADINGS, numbers: NUMBERS, lines }
     }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use zeroize::Zeroizing;
@@ -109,7 +109,7 @@ pub(super) fn fleet(top: &Section<'_>, report: &mut Report<'_>) -> Option<Fleet>
     let fleet = Fleet {
         servers,
         access,
-        ca_file: path(&section, "ca-file", report),
+        ca_file: paths::of_key(&section, "ca-file", report),
         name: name(&section, "name", report).unwrap_or_else(|| "turn".to_owned()),
         region: region(&section, report),
         weight: section.number("weight", 1..=MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),
@@ -192,7 +192,7 @@ fn warn_of_plain(section: &Section<'_>, servers: &[FleetServer], report: &mut Re
 
 fn access(section: &Section<'_>, report: &mut Report<'_>) -> FleetAccess {
     let user = section.string("user", report).map(|user| (user.span(), (*user.get_ref()).to_owned()));
-    let password = path(section, "password-file", report);
+    let password = paths::of_key(section, "password-file", report);
     match (user, password) {
         (Some((span, user)), Some(file)) => {
             if user.is_empty() {
@@ -265,7 +265,7 @@ fn region(section: &Section<'_>, report: &mut Report<'_>) -> String {
 
 /// Reads the file of client prefixes.
 fn regions(section: &Section<'_>, report: &mut Report<'_>) -> Prefixes {
-    let Some(file) = path(section, "regions-file", report) else { return Prefixes::default() };
+    let Some(file) = paths::of_key(section, "regions-file", report) else { return Prefixes::default() };
     let shown = quoted(&file.display().to_string());
     let span = section.span("regions-file");
     let text = match file::read_up_to(&file, MAX_REGIONS_FILE) {
@@ -306,17 +306,6 @@ fn replicas(section: &Section<'_>, report: &mut Report<'_>) -> Option<u8> {
         );
     }
     Some(replicas)
-}
-
-fn path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
-    let path = section.string(key, report)?;
-    let (span, text) = (path.span(), *path.get_ref());
-    if text.is_empty() {
-        report.error(&span, format!("{} is empty: set a path, or omit it", section.name(key)));
-        return None;
-    }
-    let resolved = paths::resolve(&report.directory, text);
-    resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
 }
 
 #[cfg(test)]

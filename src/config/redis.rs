@@ -206,7 +206,7 @@ pub(super) fn redis_status(top: &Section<'_>, report: &mut Report<'_>) -> Option
 fn access(section: &Section<'_>, header: &Range<usize>, content: &str, report: &mut Report<'_>) -> RedisAccess {
     let server = server(section, header, report);
     let is_encrypted = matches!(server, Some(RedisServer::Tcp { tls: true, .. }));
-    let ca = path(section, "ca-file", report);
+    let ca = paths::of_key(section, "ca-file", report);
     if ca.is_some() && server.is_some() && !is_encrypted {
         let [ca, url] = ["ca-file", "url"].map(|key| section.name(key));
         report
@@ -245,17 +245,6 @@ fn server(section: &Section<'_>, header: &Range<usize>, report: &mut Report<'_>)
     parse_url(url.get_ref()).map_err(|why| report.error(&url.span(), format!("{} {why}", section.name("url")))).ok()
 }
 
-fn path(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
-    let path = section.string(key, report)?;
-    let (span, text) = (path.span(), *path.get_ref());
-    if text.is_empty() {
-        report.error(&span, format!("{} is empty: set a path, or omit it", section.name(key)));
-        return None;
-    }
-    let resolved = paths::resolve(&report.directory, text);
-    resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
-}
-
 fn username(section: &Section<'_>, has_password: bool, report: &mut Report<'_>) -> Option<String> {
     let name: Spanned<&str> = section.string("username", report)?;
     let (span, text) = (name.span(), *name.get_ref());
@@ -270,7 +259,7 @@ fn username(section: &Section<'_>, has_password: bool, report: &mut Report<'_>) 
 }
 
 fn password(section: &Section<'_>, report: &mut Report<'_>) -> Option<Secret> {
-    let file = path(section, "password-file", report)?;
+    let file = paths::of_key(section, "password-file", report)?;
     let (span, name) = (section.span("password-file"), section.name("password-file"));
     match read_password(&file) {
         Ok(password) => {

@@ -25,8 +25,6 @@ use crate::control::events::Sink;
 use crate::control::events::event::{Event, Kind, Source};
 use crate::control::events::queue::Queue;
 use crate::control::spool::Spool;
-use crate::control::state_directory::Unusable;
-use crate::setting::STATE_DIRECTORY;
 
 /// The most bytes in the spool: about 200 000 events.
 const SPOOL: u64 = 64 << 20;
@@ -137,22 +135,15 @@ impl Handle {
 
 /// Opens the spool. If that fails, it is in memory.
 fn open(settings: &Settings) -> Queue {
-    let spool = match &settings.directory {
-        None => Spool::in_memory(SPOOL),
-        Some(directory) => Spool::open(directory, SPOOL).unwrap_or_else(|error| {
-            let error = match error {
-                Unusable::InUse => format!("another server uses {}", directory.display()),
-                Unusable::Io(error) => format!("{} cannot be written: {error}", directory.display()),
-            };
-            tracing::error!(
-                event = "fleet-spool-unusable",
-                error,
-                "events that wait for the engine of the fleet are in memory only (`{STATE_DIRECTORY}`), and lost when the \
-                 server stops. Remove the cause, and restart the server"
-            );
-            Spool::in_memory(SPOOL)
-        }),
-    };
+    let (spool, why) = Spool::open_or_in_memory(settings.directory.as_deref(), SPOOL);
+    if let Some(error) = why {
+        tracing::error!(
+            event = "fleet-spool-unusable",
+            error,
+            "events that wait for the engine of the fleet are in memory only, and lost when the server stops. Remove the \
+             cause, and restart the server"
+        );
+    }
     let (queue, note) = Queue::new(spool);
     if let Err(error) = note {
         tracing::warn!(

@@ -12,7 +12,8 @@ mod tests;
 use std::io;
 use std::path::Path;
 
-use super::state_directory::Unusable;
+use super::state_directory::{self, Unusable};
+use crate::setting::STATE_DIRECTORY;
 use disk::Disk;
 use memory::Memory;
 
@@ -60,6 +61,23 @@ impl Spool {
     /// If it cannot be read and written, or another process uses it.
     pub(super) fn open(directory: &Path, limit: u64) -> Result<Self, Unusable> {
         Ok(Self::Disk(Disk::open(directory, limit)?))
+    }
+
+    /// Opens the spool in a directory. Without one, or if it cannot be used, the spool is in memory; in the latter case, the
+    /// text says why, and what to do.
+    pub(super) fn open_or_in_memory(directory: Option<&Path>, limit: u64) -> (Self, Option<String>) {
+        let Some(directory) = directory else { return (Self::in_memory(limit), None) };
+        let why = match Self::open(directory, limit) {
+            Ok(spool) => return (spool, None),
+            Err(Unusable::InUse) => {
+                format!("another server uses {}: set another `{STATE_DIRECTORY}`", directory.display())
+            }
+            Err(Unusable::Io(error)) => {
+                let advice = state_directory::advice(directory, &error);
+                format!("{} cannot be written (`{STATE_DIRECTORY}`): {error}{advice}", directory.display())
+            }
+        };
+        (Self::in_memory(limit), Some(why))
     }
 
     /// Creates a spool of at most `limit` bytes in memory.

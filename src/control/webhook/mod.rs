@@ -26,7 +26,6 @@ use super::events::event::{Event, Kind, Source};
 use super::events::queue::{Queue, Taken};
 use super::outbound;
 use super::spool::{PushError, Spool};
-use super::state_directory::{self, Unusable};
 use crate::clock;
 use crate::config::{self, Config, WebhookEvent};
 use crate::setting::{STATE_DIRECTORY, WEBHOOK_CA_FILE, WEBHOOK_SPOOL};
@@ -176,28 +175,15 @@ impl Handle {
 
 /// Opens the spool. If that fails, it is in memory.
 fn open(settings: &Settings) -> Queue {
-    let limit = settings.webhook.spool;
-    let spool = match &settings.directory {
-        None => Spool::in_memory(limit),
-        Some(directory) => Spool::open(directory, limit).unwrap_or_else(|error| {
-            let error = match error {
-                Unusable::InUse => {
-                    format!("another server uses {}: set another `{STATE_DIRECTORY}`", directory.display())
-                }
-                Unusable::Io(error) => {
-                    let advice = state_directory::advice(directory, &error);
-                    format!("{} cannot be written (`{STATE_DIRECTORY}`): {error}{advice}", directory.display())
-                }
-            };
-            tracing::error!(
-                event = "webhook-spool-unusable",
-                error,
-                "events that wait for the receiver of the webhook are in memory only, and lost when the server stops. \
-                 Remove the cause, and restart the server"
-            );
-            Spool::in_memory(limit)
-        }),
-    };
+    let (spool, why) = Spool::open_or_in_memory(settings.directory.as_deref(), settings.webhook.spool);
+    if let Some(error) = why {
+        tracing::error!(
+            event = "webhook-spool-unusable",
+            error,
+            "events that wait for the receiver of the webhook are in memory only, and lost when the server stops. Remove \
+             the cause, and restart the server"
+        );
+    }
     let (queue, note) = Queue::new(spool);
     if let Err(error) = note {
         tracing::warn!(
