@@ -499,6 +499,7 @@ mod doctor {
             "remote.rs",
             "machine/mod.rs",
             "machine/firewall/mod.rs",
+            "machine/fleet.rs",
             "machine/fronts.rs",
             "machine/kernel.rs",
             "machine/listeners.rs",

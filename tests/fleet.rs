@@ -267,6 +267,8 @@ mod fleet {
             let _engine = Engine::start();
             let mut fleet = Fleet::start(NODES, "", "");
             fleet.wait_for_nodes(NODES);
+            let status = fleet.node(0).json(&["status"])["fleet"].clone();
+            assert_eq!((&status["nodes"], &status["is_member"]), (&NODES.into(), &true.into()), "{status}");
             let mut named = BTreeSet::new();
             for request in 0..50 {
                 let (addresses, login) = Fleet::credentials(request % NODES, "{}");

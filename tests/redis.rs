@@ -2,6 +2,10 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[allow(dead_code, reason = "another test binary uses the rest of it")]
+#[path = "doctor/report.rs"]
+mod report;
+#[cfg(test)]
 #[path = "redis/server.rs"]
 mod server;
 #[cfg(test)]
@@ -21,6 +25,7 @@ mod redis {
     use turnserver::clock::{Clock, unix_seconds};
     use turnserver::stun::Method;
 
+    use crate::report::examine;
     use crate::server::Redis;
     use crate::support::client::{Client, Login};
     use crate::support::{LogLine, REALM, SECRET, Server, config_without_secret};
@@ -58,6 +63,27 @@ mod redis {
     /// Allocates on both transports. Returns the code of each response, 0 for a success.
     fn allocate(server: &Server, login: &Login) -> [u16; 2] {
         clients(server).map(|client| client.allocate(login).err().unwrap_or_default())
+    }
+
+    #[test]
+    fn the_diagnosis_says_whether_the_servers_can_be_used() {
+        let Some(mut redis) = Redis::start() else { return };
+        let status = format!("[redis-status]\nurl = {:?}\n", redis.url());
+        let file = redis.write("turnserver.toml", &(config(&redis, "") + &status)).display().to_string();
+        let diagnosis = |wanted: [&str; 2]| {
+            let report = examine(&["--config", &file], "");
+            let status = |check: &str| {
+                let finding = report.findings.iter().find(|finding| finding["check"] == check);
+                finding.and_then(|finding| finding["status"].as_str()).unwrap_or_default()
+            };
+            assert_eq!([status("redis"), status("redis-status")], wanted, "{:#?}", report.findings);
+        };
+        // There are no users of the realm.
+        diagnosis(["warning", "ok"]);
+        redis.set_user("ann", "song of ann");
+        diagnosis(["ok", "ok"]);
+        redis.stop();
+        diagnosis(["fault", "fault"]);
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use api::fuzzing::http;
 pub use listeners::ListenError;
-pub(crate) use redis::{Found as FoundInRedis, check as check_redis};
+pub(crate) use redis::{Found as FoundInRedis, check as check_redis, check_status as check_redis_status};
 pub use reload::Source;
 pub(crate) use start::worker_count;
 pub use start::{StartError, check_alternate, choose_addresses, denied_own_addresses, missing_listeners};

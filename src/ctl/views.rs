@@ -245,6 +245,9 @@ pub(crate) fn status(status: &Value) -> Vec<String> {
     if let Some(webhook) = status.get("webhook").filter(|webhook| webhook.is_object()) {
         fields.add("webhook", &webhook_state(webhook));
     }
+    if let Some(fleet) = status.get("fleet").filter(|fleet| fleet.is_object()) {
+        fields.add("fleet", &fleet_state(fleet));
+    }
     if status.get("log_level").is_some() {
         fields.add("log level", text(status, "log_level"));
     }
@@ -265,6 +268,20 @@ fn webhook_state(webhook: &Value) -> String {
     }
     if failures > 0 {
         line += &format!("; the last {} failed", counted(failures, "request"));
+    }
+    line
+}
+
+/// Returns which node of the fleet this is, and whether its engine can be reached.
+fn fleet_state(fleet: &Value) -> String {
+    let (name, node, nodes) = (text(fleet, "name"), text(fleet, "node"), number(fleet, "nodes"));
+    let mut line = format!("{node} in {name}, with {}", counted(nodes, "live node"));
+    match number(fleet, "events_queued") {
+        0 => {}
+        waiting => line += &format!(", {} waiting", counted(waiting, "event")),
+    }
+    if fleet.get("connected").and_then(Value::as_bool) == Some(false) {
+        line += &format!("; the engine cannot be reached: {}", text(fleet, "error"));
     }
     line
 }

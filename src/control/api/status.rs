@@ -1,5 +1,7 @@
 //! `GET /v1/status`.
 
+use std::sync::atomic::Ordering;
+
 use hyper::Request;
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
@@ -47,7 +49,18 @@ impl Api {
             "dropped": dropped(&totals),
             "remaining": remaining,
             "webhook": self.webhook.read().map(|counts| webhook(&counts)),
+            "fleet": self.fleet_summary(),
         }))
+    }
+
+    /// Returns what matters of the fleet; `null` if this server is part of none.
+    fn fleet_summary(&self) -> Value {
+        let fleet = &self.inputs.fleet;
+        let Some(mut summary) = fleet.view.borrow().summary(self.now()) else { return Value::Null };
+        if let Some(fields) = summary.as_object_mut() {
+            fields.insert("events_queued".to_owned(), fleet.stream.queued.load(Ordering::Relaxed).into());
+        }
+        summary
     }
 
     /// Returns the oldest sessions while the server drains; `null` otherwise.

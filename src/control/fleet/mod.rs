@@ -258,6 +258,20 @@ pub(super) fn with_rng<T>(with: impl FnOnce(&mut StdRng) -> T) -> T {
 }
 
 impl View {
+    /// Returns what the status of this node says of the fleet; `None` if it is part of none.
+    pub(super) fn summary(&self, now: Instant) -> Option<Value> {
+        let fleet = &self.settings.as_ref()?.fleet;
+        let (nodes, connection) = (self.nodes(), self.connection.borrow().clone());
+        Some(json!({
+            "name": fleet.name,
+            "node": self.node,
+            "connected": connection.is_up,
+            "error": connection.error,
+            "nodes": nodes.live(now).count(),
+            "is_member": nodes.get(&self.node, now).is_some(),
+        }))
+    }
+
     /// Returns the view as JSON for the operator.
     pub(super) fn to_json(&self, now: Instant) -> Value {
         let node = |beat: &Heartbeat| {

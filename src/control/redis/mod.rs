@@ -22,7 +22,7 @@ use crate::net::background;
 use crate::worker::{Handle, Lookup};
 use agent::{Agent, Log};
 
-pub(crate) use check::{Found, check};
+pub(crate) use check::{Found, check, check_status};
 
 /// What the thread needs of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! This machine and its configuration, with or without a running server.
 
 mod firewall;
+mod fleet;
 mod fronts;
 mod kernel;
 mod listeners;
@@ -62,6 +63,8 @@ pub(super) fn examine(machine: &Machine<'_>, trust: &Trust, report: Report<'_>) 
     orders::examine(&config, machine.path, report);
     webhook::examine(&config, machine.path, report);
     redis::examine(&config).into_iter().for_each(&mut *report);
+    redis::examine_status(&config).into_iter().for_each(&mut *report);
+    fleet::examine(&config).into_iter().for_each(&mut *report);
     let sockets = SocketUnit::read(Path::new("/"));
     let found = listeners::examine(&config, sockets.as_ref(), trust, report);
     fronts::examine(&config, report);

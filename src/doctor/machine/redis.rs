@@ -1,7 +1,7 @@
 //! The Redis server with users.
 
 use crate::config::Config;
-use crate::control::{FoundInRedis, check_redis};
+use crate::control::{FoundInRedis, check_redis, check_redis_status};
 use crate::doctor::finding::Finding;
 
 /// Examines the Redis server if `[auth.redis]` is set.
@@ -27,4 +27,18 @@ pub(super) fn examine(config: &Config) -> Option<Finding> {
         ),
     };
     Some(finding.of(&redis.access.server))
+}
+
+/// Examines the Redis server that gets the status of allocations if `[redis-status]` is set.
+pub(super) fn examine_status(config: &Config) -> Option<Finding> {
+    let access = config.redis_status.as_ref()?;
+    let finding = match check_redis_status(access) {
+        Ok(()) => Finding::ok("redis-status", "it can be used"),
+        Err(why) => Finding::fault(
+            "redis-status",
+            format!("it cannot be used: {why}"),
+            "correct `[redis-status]`, or start the Redis server; its readers get no status of allocations meanwhile",
+        ),
+    };
+    Some(finding.of(&access.server))
 }
