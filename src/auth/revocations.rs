@@ -35,6 +35,19 @@ impl Revocations {
         Ok(())
     }
 
+    /// Returns these revocations together with further ones, whose number the caller limits. Of two of a username, the later
+    /// end counts.
+    #[must_use]
+    pub fn with<'u>(&self, further: impl IntoIterator<Item = (&'u str, u64)>, unix_now: u64) -> Self {
+        let mut all = self.at(unix_now);
+        let revoked = Arc::make_mut(&mut all.0);
+        for (username, until) in further.into_iter().filter(|(_, until)| *until > unix_now) {
+            let known = revoked.entry(username.into()).or_default();
+            *known = (*known).max(until);
+        }
+        all
+    }
+
     /// Returns the revocations that have not ended.
     #[must_use]
     pub fn at(&self, unix_now: u64) -> Self {
@@ -77,6 +90,16 @@ mod tests {
         revoked.revoke("500:ann", 500, 100).unwrap();
         revoked.revoke("500:ann", 100, 100).unwrap();
         assert!(!revoked.covers("500:ann", 100));
+    }
+
+    #[test]
+    fn further_ones_add_to_them_also_above_the_limit() {
+        let mut own = Revocations::default();
+        own.revoke("ann", 500, 100).unwrap();
+        let further: Vec<String> = (0..Revocations::CAPACITY).map(|number| number.to_string()).collect();
+        let all = own.with(further.iter().map(|name| (name.as_str(), 300)).chain([("ann", 400), ("bob", 100)]), 100);
+        assert!(all.covers("ann", 499) && all.covers("7", 299) && !all.covers("bob", 100));
+        assert_eq!(all.0.len(), Revocations::CAPACITY + 1);
     }
 
     #[test]
