@@ -31,14 +31,23 @@ impl From<io::Error> for Unusable {
     }
 }
 
+/// Creates a directory if it is missing.
+///
+/// # Errors
+/// If it cannot be written.
+pub(super) fn make(directory: &Path) -> io::Result<()> {
+    if directory.exists() {
+        return Ok(());
+    }
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)
+}
+
 /// Locks a directory, which is created if it is missing.
 ///
 /// # Errors
 /// If it cannot be written, or another process uses it.
 pub(super) fn lock(directory: &Path) -> Result<Lock, Unusable> {
-    if !directory.exists() {
-        DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
-    }
+    make(directory)?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).mode(MODE).open(directory.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Lock { _file: file }),

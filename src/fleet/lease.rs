@@ -58,6 +58,9 @@ const RENEWALS: u32 = 3;
 pub const SETTLE: Duration = Duration::from_secs(30);
 /// How many seconds after its end a lease of another node counts as ended.
 pub const SKEW: u64 = 5;
+/// The longest time that a lease lasts, and what clocks may differ by, in seconds.
+const LONGEST: u64 = LONG_RENEWAL.as_secs() * RENEWALS as u64;
+const ALLOWANCE: u64 = 20;
 /// How long a user without allocations keeps its entry.
 const LINGER: Duration = Duration::from_secs(5);
 /// The least time from one lease to an earlier renewal that asks for more.
@@ -278,6 +281,12 @@ impl Leases {
         }
     }
 
+    /// Returns the name of the node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Changes the limits. Leases follow at their next renewals.
     pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
@@ -432,8 +441,7 @@ impl Leases {
         self.schedule(key, now.plus(pause(u32::MAX, rng)));
     }
 
-    /// Takes that the engine is away or back. It is away if it is not connected, or if it has not responded to a
-    /// heartbeat for ten seconds. The caller reports no responses to requests from before.
+    /// Takes that the engine is away or back. The caller reports no responses to requests from before.
     pub fn engine(&mut self, works: bool, now: Instant, rng: &mut impl Rng) {
         if works == self.works_since.is_some() {
             return;
@@ -466,6 +474,15 @@ impl Leases {
             let at = user.leased.map_or(now, |leased| leased.plus(IMPATIENCE));
             if at.micros() < user.due {
                 self.schedule(key, at);
+            }
+        }
+    }
+
+    /// Counts again the allocations of users whose steps are due. A change of a count may have got lost on its way.
+    pub fn recount(&mut self, count: impl Fn(&str) -> u32, now: Instant) {
+        for (_, key) in self.due.iter().take(Self::MOST_IN_FLIGHT).take_while(|(at, _)| *at <= now.micros()) {
+            if let Some(user) = self.users.get_mut(key) {
+                user.used = count(&user.name);
             }
         }
     }
@@ -552,7 +569,10 @@ impl Leases {
         let (first, used) = (self.limits.first(), user.used);
         let mut others = user.record.clone();
         others.holders.remove(&self.node);
-        others.holders.retain(|_, holder| !settled || holder.until + SKEW >= unix);
+        // A lease that lasts for longer than leases do was not made by a node with a right clock.
+        let latest = unix.saturating_add(LONGEST).saturating_add(ALLOWANCE);
+        others.holders.values_mut().for_each(|holder| holder.until = holder.until.min(latest));
+        others.holders.retain(|_, holder| !settled || holder.until.saturating_add(SKEW) >= unix);
         let sum = |of: &dyn Fn(&Holder) -> u32| others.holders.values().map(of).fold(0, u32::saturating_add);
         let (granted, bytes, used_there) =
             (sum(&|holder| holder.granted), sum(&|holder| holder.bytes), sum(&|holder| holder.used));

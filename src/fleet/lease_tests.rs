@@ -8,7 +8,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 use super::lease::{Key, LONG_RENEWAL, Leases, Limits, Output, RENEWAL, SETTLE, Share, WHOLE};
-use super::record::Record;
+use super::record::{Holder, Record};
 use crate::turn::Instant;
 
 const USER: &str = "1700000000:alice ü";
@@ -447,6 +447,59 @@ fn an_unreadable_record_is_not_overwritten() {
         assert_eq!(leases.next_output(), None);
     }
     assert_eq!(leases.share(USER), Share { allocations: 16, bytes: 500_000 });
+}
+
+#[test]
+fn a_user_whose_last_count_got_lost_does_not_keep_its_lease() {
+    let rng = &mut StdRng::seed_from_u64(1);
+    let at = |seconds| Instant::from_elapsed(Duration::from_secs(seconds));
+    let mut leases = Leases::new("a", Limits { allocations: 32, nodes: 5 });
+    let key = Key::of(USER);
+    leases.engine(true, at(0), rng);
+    leases.count_changed(USER, 3, at(1));
+    leases.advance(at(1), EPOCH);
+    assert!(matches!(leases.next_output(), Some(Output::Write { revision: 0, .. })));
+    leases.written(key, 1, at(1), EPOCH);
+    leases.recount(|_| 0, at(120));
+    for seconds in 120..140 {
+        leases.advance(at(seconds), EPOCH + seconds);
+        while let Some(output) = leases.next_output() {
+            match output {
+                Output::Share { key, .. } => leases.applied(key, 0, at(seconds), EPOCH + seconds),
+                Output::Delete { key, .. } => leases.written(key, 0, at(seconds), EPOCH + seconds),
+                Output::Forget { .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(leases.len(), 0);
+}
+
+#[test]
+fn an_absurd_record_of_another_node_ends_like_every_other_one() {
+    let rng = &mut StdRng::seed_from_u64(1);
+    let at = |seconds| Instant::from_elapsed(Duration::from_secs(seconds));
+    let mut leases = Leases::new("a", Limits { allocations: 32, nodes: 5 });
+    let key = Key::of(USER);
+    leases.engine(true, at(0), rng);
+    leases.count_changed(USER, 1, at(100));
+    leases.advance(at(100), EPOCH);
+    assert!(matches!(leases.next_output(), Some(Output::Write { .. })));
+    leases.refused(key, at(100), rng);
+    leases.advance(at(101), EPOCH);
+    assert_eq!(leases.next_output(), Some(Output::Read { key }));
+    let other = Holder { granted: 31, used: 31, bytes: 0, until: u64::MAX, short: false };
+    let record = Record { holders: [("b".into(), other)].into() };
+    leases.read(key, Some((7, record)), at(101), EPOCH);
+    let record = loop {
+        match leases.next_output() {
+            Some(Output::Share { key, .. }) => leases.applied(key, 1, at(101), EPOCH),
+            Some(Output::Hint { .. }) => {}
+            Some(Output::Write { record, .. }) => break record,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(record.holders["b"].until <= EPOCH + 300, "{record:?}");
 }
 
 #[test]

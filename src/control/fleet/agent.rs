@@ -15,19 +15,23 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::beat::Pulse;
-use super::common::{self, Revision};
+use super::common::{self, Held, Revision};
+use super::copy::{self, Known, Origin};
 use super::engine::{Bucket, Connection, Engine, random_fraction};
 use super::state::FleetState;
 use super::{AgentParts, Counts, Inputs, Request, Settings, View, leases, orders, requests};
 use crate::clock;
 use crate::control::commands::Command;
-use crate::fleet::{Family, Heartbeat, alternates};
+use crate::fleet::{Family, Heard, Heartbeat, Leases, Nodes, alternates};
+use crate::transport::TurnUri;
 use crate::turn::Operator;
 
 /// The pause before a further attempt, if the engine refuses something.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The longest time without a heartbeat of any node until they are asked for again.
 const SILENCE: Duration = Duration::from_secs(6);
+/// The least time from one heartbeat to the next.
+const LEAST_INTERVAL: Duration = Duration::from_millis(200);
 /// The interval at which the node looks whether a drain has begun or ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
 /// The most orders at a time.
@@ -43,7 +47,11 @@ pub(super) struct Agent {
     settings: watch::Receiver<Option<Arc<Settings>>>,
     parts: AgentParts,
     view: Arc<View>,
-    state: FleetState,
+    known: Known,
+    /// Whether what the copy of the state has is known.
+    is_copy_known: bool,
+    /// The leases of the last session, which end by themselves unless the next one goes on with them.
+    leases: Option<Leases>,
 }
 
 /// What the tasks of a session share.
@@ -54,10 +62,22 @@ pub(super) struct Session {
     pub(super) view: Arc<View>,
     pub(super) connection: watch::Receiver<Connection>,
     pub(super) state: RefCell<FleetState>,
+    /// Where the state comes from.
+    pub(super) origin: Cell<Origin>,
+    /// Whether what the copy of the state has is known, so that it may be replaced.
+    pub(super) is_copy_known: Cell<bool>,
+    /// Whether control may not have got the present state.
+    pub(super) is_changed: Cell<bool>,
     /// The revision of the state that this node uses.
     pub(super) revision: Cell<Revision>,
-    /// The revision of each entry of the state.
-    pub(super) revisions: RefCell<BTreeMap<String, u64>>,
+    /// The entries of the bucket.
+    pub(super) entries: RefCell<BTreeMap<String, Held>>,
+    /// The entries that could not be used, by their keys and revisions.
+    pub(super) refused: RefCell<BTreeMap<String, u64>>,
+    /// The other process with the name of this node, and how often it was heard.
+    twin: Cell<(u64, u32)>,
+    /// The leases, if limits apply to all nodes together.
+    pub(super) leases: RefCell<Option<Leases>>,
     pub(super) counts: Cell<Counts>,
     /// Something has changed that the next heartbeat says.
     pub(super) beat: Notify,
@@ -69,7 +89,8 @@ pub(super) struct Session {
 
 impl Agent {
     pub(super) fn new(inputs: Inputs, settings: watch::Receiver<Option<Arc<Settings>>>, parts: AgentParts) -> Self {
-        Self { inputs: Rc::new(inputs), settings, parts, view: Arc::default(), state: FleetState::default() }
+        let (view, known) = (Arc::default(), Known::default());
+        Self { inputs: Rc::new(inputs), settings, parts, view, known, is_copy_known: true, leases: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -87,8 +108,12 @@ impl Agent {
             };
             if of.as_ref().is_none_or(|of| !of.is_same_fleet(&settings)) {
                 // The state of another fleet is not that of this one.
-                self.state = settings.state_file.as_deref().map(requests::read_state).unwrap_or_default();
-                self.use_state(&self.state).await;
+                (self.known, self.is_copy_known) = match &settings.state_file {
+                    Some(file) => copy::read_or_log(file, &settings),
+                    None => (Known::default(), true),
+                };
+                self.leases = None;
+                self.use_state(&self.known.state).await;
             }
             of = Some(Arc::clone(&settings));
             if !self.session(settings).await {
@@ -99,11 +124,11 @@ impl Agent {
 
     /// Uses nothing of the fleet any more.
     async fn leave(&mut self) {
-        self.state = FleetState::default();
+        (self.known, self.leases) = (Known::default(), None);
         self.view = Arc::default();
         self.parts.view.send_replace(Arc::clone(&self.view));
         self.inputs.ledger.quota.set_first_share(None);
-        self.use_state(&self.state).await;
+        self.use_state(&self.known.state).await;
         let nothing = Command::Alternates { servers: Vec::new(), tls_servers: Vec::new() };
         let _ = self.inputs.commands.send(nothing, Operator::FLEET).await;
     }
@@ -122,7 +147,7 @@ impl Agent {
             Ok(engine) => engine,
             Err(error) => {
                 tracing::error!(event = "fleet-unusable", error, "the settings of [fleet] cannot be used");
-                return self.settings.changed().await.is_ok();
+                return self.wait_for_settings(&error).await;
             }
         };
         self.view = Arc::new(View {
@@ -139,9 +164,16 @@ impl Agent {
             inputs: Rc::clone(&self.inputs),
             view: Arc::clone(&self.view),
             connection,
-            state: RefCell::new(std::mem::take(&mut self.state)),
+            state: RefCell::new(std::mem::take(&mut self.known.state)),
+            origin: Cell::new(self.known.origin),
+            is_copy_known: Cell::new(self.is_copy_known),
+            // The last session may have ended before control got it.
+            is_changed: Cell::new(true),
             revision: Cell::default(),
-            revisions: RefCell::default(),
+            entries: RefCell::default(),
+            refused: RefCell::default(),
+            twin: Cell::default(),
+            leases: RefCell::new(self.leases.take()),
             counts: Cell::new(self.view.counts()),
             beat: Notify::new(),
             changed: Notify::new(),
@@ -153,7 +185,7 @@ impl Agent {
         tasks.spawn_local(common::follow_state(Rc::clone(&session)));
         tasks.spawn_local(common::catch_up(Rc::clone(&session)));
         tasks.spawn_local(follow_time(Rc::clone(&session)));
-        tasks.spawn_local(requests::keep_state(Rc::clone(&session)));
+        tasks.spawn_local(copy::keep(Rc::clone(&session)));
         tasks.spawn_local(follow_orders(Rc::clone(&session)));
         tasks.spawn_local(log_connection(Rc::clone(&session)));
         if session.settings.alternates {
@@ -184,8 +216,22 @@ impl Agent {
         if !stays {
             let _ = timeout(FAREWELL, farewell(&session)).await;
         }
-        self.state = session.state.take();
+        self.known = Known { state: session.state.take(), origin: session.origin.get() };
+        (self.is_copy_known, self.leases) = (session.is_copy_known.get(), session.leases.take());
         goes_on
+    }
+
+    /// Waits for settings that can be used, and refuses requests meanwhile. Returns whether the thread goes on.
+    async fn wait_for_settings(&mut self, why: &str) -> bool {
+        loop {
+            tokio::select! {
+                changed = self.settings.changed() => return changed.is_ok(),
+                Some(Request { response, .. }) = self.parts.requests.recv() => {
+                    // A client that has gone needs no response.
+                    let _ = response.send(Err(format!("the settings of [fleet] cannot be used: {why}")));
+                }
+            }
+        }
     }
 }
 
@@ -251,6 +297,7 @@ async fn beat(session: Rc<Session>) {
     let mut pulse = Pulse::default();
     let mut ticks = interval(Heartbeat::INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_draining = false;
     loop {
         // If the engine has lost its memory, the bucket is made again.
         let store = session.open(Bucket::Nodes).await;
@@ -259,23 +306,26 @@ async fn beat(session: Rc<Session>) {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = session.beat.notified() => {}
-                () = drain_changes(&session) => {}
+                () = drain_changes(&session, was_draining) => {}
             }
             let beat = pulse.next(&session.inputs, &session.settings, session.revision.get().number());
+            was_draining = beat.draining;
             match store.put(&session.settings.node, Bytes::from(beat.to_json())).await {
                 Ok(_) => session.count(|counts| counts.beats += 1),
                 Err(_) => {
                     session.count(|counts| counts.failed_beats += 1);
+                    sleep(PAUSE).await;
                     break;
                 }
             }
+            // Many changes of the common state make few heartbeats.
+            sleep(LEAST_INTERVAL).await;
         }
     }
 }
 
 /// Waits until a drain begins or ends, so that the other nodes learn of it at once.
-async fn drain_changes(session: &Session) {
-    let before = session.inputs.ledger.is_draining();
+async fn drain_changes(session: &Session, before: bool) {
     while session.inputs.ledger.is_draining() == before {
         sleep(DRAIN_CHECK).await;
     }
@@ -283,6 +333,7 @@ async fn drain_changes(session: &Session) {
 
 /// Follows the heartbeats of all nodes.
 async fn follow_nodes(session: Rc<Session>) {
+    let mut is_full = false;
     loop {
         let store = session.open(Bucket::Nodes).await;
         let Ok(mut entries) = store.watch_with_history(">").await else {
@@ -298,16 +349,26 @@ async fn follow_nodes(session: Rc<Session>) {
                 continue;
             }
             match Heartbeat::from_json(&entry.value) {
-                Ok(beat) if beat.name == entry.key => {
+                Ok(mut beat) if beat.name == entry.key => {
+                    // One bad URL would keep a browser from using the others.
+                    beat.urls.retain(|url| url.parse::<TurnUri>().is_ok());
                     let is_own = beat.name == session.settings.node;
                     if is_own && beat.boot != session.inputs.boot {
                         drop(nodes);
                         warn_of_twin(&session, beat.boot);
                         continue;
                     }
-                    nodes.heard(beat, now);
+                    let heard = nodes.heard(beat, now);
                     if is_own {
                         nodes.own_beat_observed(now);
+                    }
+                    drop(nodes);
+                    if heard == Heard::Full && !std::mem::replace(&mut is_full, true) {
+                        tracing::warn!(
+                            event = "fleet-full",
+                            most = Nodes::CAPACITY,
+                            "the fleet has more nodes than this one can follow, so it ignores the others"
+                        );
                     }
                 }
                 Ok(_) => session.malformed("a heartbeat", &entry.key, "it has another name than its key"),
@@ -320,12 +381,9 @@ async fn follow_nodes(session: Rc<Session>) {
 
 /// Warns of another process with the name of this node. The last heartbeat of an earlier run of this node is none.
 fn warn_of_twin(session: &Session, boot: u64) {
-    thread_local! {
-        static SEEN: Cell<(u64, u32)> = const { Cell::new((0, 0)) };
-    }
-    let (last, count) = SEEN.get();
+    let (last, count) = session.twin.get();
     let count = if last == boot { count.saturating_add(1) } else { 1 };
-    SEEN.set((boot, count));
+    session.twin.set((boot, count));
     if count == 3 {
         tracing::warn!(
             event = "fleet-node-twice",
@@ -445,7 +503,8 @@ async fn log_connection(session: Rc<Session>) {
 
 /// Lets control use other nodes as alternate servers.
 async fn follow_alternates(session: Rc<Session>) {
-    let mut used = [Vec::new(), Vec::new()];
+    // Control may have those of an earlier session.
+    let mut used = None;
     let mut ticks = interval(Duration::from_secs(2));
     loop {
         ticks.tick().await;
@@ -460,8 +519,8 @@ async fn follow_alternates(session: Rc<Session>) {
             };
             [of(false), of(true)]
         };
-        if found != used {
-            used.clone_from(&found);
+        if used.as_ref() != Some(&found) {
+            used = Some(found.clone());
             let [servers, tls_servers] = found;
             let _ = session.inputs.commands.send(Command::Alternates { servers, tls_servers }, Operator::FLEET).await;
         }

@@ -10,6 +10,9 @@ use crate::fleet::{Heartbeat, Load};
 use crate::transport::Transport;
 use crate::worker::Totals;
 
+/// The least time over which the rate is measured.
+const LEAST_MEASURED: Duration = Duration::from_secs(1);
+
 /// Measures the load of this node, and makes its heartbeats.
 #[derive(Debug, Default)]
 pub(super) struct Pulse {
@@ -66,7 +69,11 @@ impl Pulse {
 
     fn measure(&mut self, bytes: u64, at: Duration) {
         if let Some((before, then)) = self.last {
-            let millis = u64::try_from(at.saturating_sub(then).as_millis()).unwrap_or(u64::MAX).max(1);
+            let time = at.saturating_sub(then);
+            if time < LEAST_MEASURED {
+                return;
+            }
+            let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
             self.bits_per_second = bytes.saturating_sub(before).saturating_mul(8_000) / millis;
         }
         self.last = Some((bytes, at));
@@ -102,8 +109,11 @@ mod tests {
         assert_eq!(pulse.bits_per_second, 0);
         pulse.measure(251_000, Duration::from_secs(12));
         assert_eq!(pulse.bits_per_second, 1_000_000);
+        // Soon after a heartbeat, the rate would be that of a moment.
+        pulse.measure(900_000, Duration::from_millis(12_200));
+        assert_eq!(pulse.bits_per_second, 1_000_000);
         // A counter never goes back, and neither does the clock.
-        pulse.measure(0, Duration::from_secs(12));
+        pulse.measure(0, Duration::from_secs(13));
         assert_eq!(pulse.bits_per_second, 0);
     }
 }

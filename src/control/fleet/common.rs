@@ -1,15 +1,16 @@
 //! The common state: follows its bucket, and writes to it what the engine has lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, Operation, Store};
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store};
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::agent::{PAUSE, Session};
+use super::copy::Origin;
 use super::engine::{Bucket, random_fraction};
 use super::requests;
 use super::state::Entry;
@@ -17,6 +18,13 @@ use crate::clock;
 
 /// The interval at which the state is read as a whole.
 const REREAD: Duration = Duration::from_secs(60);
+/// How long an entry stays after its end, in seconds, and how long a node may have been away so that the bucket gets back
+/// from it what the engine has lost.
+const KEPT: u64 = 3_600;
+/// The most entries that are removed before the next look.
+const PURGED_AT_ONCE: usize = 100;
+/// The most entries that cannot be used and are known by name, so that each is logged once.
+const MOST_REFUSED: usize = 1_000;
 /// The interval at which this node compares its state with those of the others.
 const COMPARISON: Duration = Duration::from_millis(300);
 
@@ -52,11 +60,28 @@ fn narrow(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
+/// An entry of the bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    pub(super) revision: u64,
+    /// When it ends, in seconds since the Unix epoch; `None` if that is not decided.
+    until: Option<u64>,
+}
+
+/// What one reading of the bucket has found.
+#[derive(Debug, Default)]
+struct Reading {
+    /// The keys that the bucket has, until all are read.
+    seen: Option<BTreeSet<String>>,
+    /// The entries that this node cannot use.
+    refused: BTreeMap<String, u32>,
+}
+
 /// Follows the common state.
 pub(super) async fn follow_state(session: Rc<Session>) {
     loop {
         let mut store = session.open(Bucket::State).await;
-        let Some(is_empty) = identify(&session, &mut store).await else {
+        let Some(bucket) = identify(&session, &mut store).await else {
             sleep(PAUSE).await;
             continue;
         };
@@ -64,11 +89,10 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             sleep(PAUSE).await;
             continue;
         };
-        // The keys that the bucket has, until all are read.
-        let mut seen = Some(BTreeSet::new());
-        let mut is_changed = false;
-        if is_empty {
-            refill(&session, &store, &seen.take().unwrap_or_default()).await;
+        let mut reading = Reading { seen: Some(BTreeSet::new()), ..Reading::default() };
+        if bucket.is_empty && !complete(&session, &store, &mut reading, &bucket).await {
+            sleep(PAUSE).await;
+            continue;
         }
         let reread = sleep(REREAD.mul_f64(1.0 + random_fraction()));
         tokio::pin!(reread);
@@ -82,25 +106,83 @@ pub(super) async fn follow_state(session: Rc<Session>) {
                 sleep(PAUSE).await;
                 break;
             };
-            is_changed |= take(&session, &entry);
-            if let Some(seen) = &mut seen {
-                seen.insert(entry.key.clone());
-            }
+            take(&session, &entry, &mut reading);
             if entry.delta > 0 {
                 continue;
             }
             // Once for all that came together.
-            if std::mem::take(&mut is_changed) {
-                session.use_state().await;
-                session.changed.notify_one();
+            session.revision.update(|own| Revision {
+                revision: own.revision.max(narrow(entry.revision)),
+                refused: reading.refused.values().min().copied(),
+                ..own
+            });
+            if reading.seen.is_some() && !complete(&session, &store, &mut reading, &bucket).await {
+                sleep(PAUSE).await;
+                break;
             }
-            session.revision.update(|own| Revision { revision: own.revision.max(narrow(entry.revision)), ..own });
+            use_changes(&session).await;
             // Whoever has made the change waits for it.
             session.beat.notify_one();
-            if let Some(seen) = seen.take() {
-                refill(&session, &store, &seen).await;
-            }
         }
+    }
+}
+
+/// What is known of the bucket before it is read.
+struct BucketState {
+    created: u32,
+    /// Its last revision.
+    last: u64,
+    is_empty: bool,
+}
+
+impl BucketState {
+    /// Whether the engine has lost what this node knows from `origin`.
+    fn lacks(&self, origin: Origin, now: u64) -> bool {
+        let is_lost = origin.created != self.created || self.last < origin.revision;
+        // After a longer time, what the others have removed meanwhile would come back.
+        is_lost && origin.read_at.saturating_add(KEPT) > now
+    }
+}
+
+/// Finds out which bucket this is; `None` if the engine does not say.
+async fn identify(session: &Session, store: &mut Store) -> Option<BucketState> {
+    let info = store.stream.info().await.ok()?;
+    let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
+    if session.revision.get().created != created {
+        session.revision.set(Revision { created, ..Revision::default() });
+        session.entries.borrow_mut().clear();
+    }
+    Some(BucketState { created, last: info.state.last_sequence, is_empty: info.state.messages == 0 })
+}
+
+/// Compares the bucket, which has been read as a whole, with what this node knew before. Returns whether that succeeded.
+async fn complete(session: &Session, store: &Store, reading: &mut Reading, bucket: &BucketState) -> bool {
+    let Some(seen) = reading.seen.take() else { return true };
+    let now = clock::unix_seconds();
+    if bucket.lacks(session.origin.get(), now) {
+        if !refill(session, store, &seen).await {
+            return false;
+        }
+    } else {
+        session.entries.borrow_mut().retain(|key, _| seen.contains(key));
+        let is_changed = session.state.borrow_mut().retain(|key| seen.contains(key));
+        session.is_changed.set(session.is_changed.get() || is_changed);
+    }
+    session.origin.set(Origin {
+        created: bucket.created,
+        revision: bucket.last.max(session.revision.get().revision.into()),
+        read_at: now,
+    });
+    session.is_copy_known.set(true);
+    true
+}
+
+/// Uses the state if it has changed, or if it is not certain that control has got it.
+async fn use_changes(session: &Session) {
+    if session.is_changed.get() {
+        session.use_state().await;
+        session.is_changed.set(false);
+        session.changed.notify_one();
     }
 }
 
@@ -114,7 +196,9 @@ pub(super) async fn catch_up(session: Rc<Session>) {
         ticks.tick().await;
         let latest = {
             let (nodes, now) = (session.view.nodes(), session.inputs.now());
-            nodes.live(now).map(|beat| beat.state).max()
+            // One that cannot be would hide the others.
+            let latest = clock::unix_seconds().saturating_add(86_400) << 32;
+            nodes.live(now).map(|beat| beat.state).filter(|state| *state < latest).max()
         };
         let was_late = late;
         late = latest > Some(session.revision.get().read());
@@ -126,68 +210,94 @@ pub(super) async fn catch_up(session: Rc<Session>) {
     }
 }
 
-/// Notes which bucket this is. Returns whether it is empty; `None` if the engine does not say.
-async fn identify(session: &Session, store: &mut Store) -> Option<bool> {
-    let info = store.stream.info().await.ok()?;
-    let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
-    if session.revision.get().created != created {
-        session.revision.set(Revision { created, ..Revision::default() });
-        session.revisions.borrow_mut().clear();
+/// Takes an entry.
+fn take(session: &Session, entry: &kv::Entry, reading: &mut Reading) {
+    if let Some(seen) = &mut reading.seen {
+        seen.insert(entry.key.clone());
     }
-    Some(info.state.messages == 0)
-}
-
-/// Takes an entry. Returns whether it changes the state.
-fn take(session: &Session, entry: &kv::Entry) -> bool {
-    session.revisions.borrow_mut().insert(entry.key.clone(), entry.revision);
-    let mut state = session.state.borrow_mut();
-    if entry.operation != Operation::Put {
-        return state.remove(&entry.key);
-    }
-    let parsed = Entry::parse(&entry.key, &entry.value);
-    match parsed.and_then(|parsed| state.insert(parsed, clock::unix_seconds())) {
-        Ok(is_changed) => is_changed,
-        Err(why) => {
-            drop(state);
-            session.count(|counts| counts.malformed += 1);
-            session.revision.update(|own| {
-                let refused = Some(own.refused.unwrap_or(u32::MAX).min(narrow(entry.revision)));
-                Revision { refused, ..own }
-            });
-            tracing::warn!(
-                event = "fleet-entry-unusable",
-                key = crate::printable::shown(&entry.key),
-                error = why,
-                "this node cannot use a secret or a revocation of the fleet"
-            );
-            false
+    reading.refused.remove(&entry.key);
+    let now = clock::unix_seconds();
+    let is_changed = if entry.operation == Operation::Put {
+        match Entry::parse(&entry.key, &entry.value) {
+            Ok(parsed) => {
+                let until = parsed.until();
+                let is_old = until.is_some_and(|until| until.saturating_add(KEPT) <= now);
+                session.entries.borrow_mut().insert(entry.key.clone(), Held { revision: entry.revision, until });
+                let mut state = session.state.borrow_mut();
+                if is_old { Ok(state.remove(&entry.key)) } else { state.insert(parsed, now) }
+            }
+            Err(why) => Err(why),
         }
+    } else {
+        session.entries.borrow_mut().remove(&entry.key);
+        Ok(session.state.borrow_mut().remove(&entry.key))
+    };
+    match is_changed {
+        Ok(is_changed) => session.is_changed.set(session.is_changed.get() || is_changed),
+        Err(why) => refuse(session, entry, why, reading),
     }
 }
 
-/// Writes what this node uses and the bucket does not have: the engine has lost it.
-async fn refill(session: &Session, store: &Store, seen: &BTreeSet<String>) {
+/// Notes that this node cannot use an entry.
+fn refuse(session: &Session, entry: &kv::Entry, why: &str, reading: &mut Reading) {
+    reading.refused.insert(entry.key.clone(), narrow(entry.revision));
+    let mut known = session.refused.borrow_mut();
+    if known.get(&entry.key) == Some(&entry.revision) || known.len() >= MOST_REFUSED {
+        return;
+    }
+    known.insert(entry.key.clone(), entry.revision);
+    drop(known);
+    session.count(|counts| counts.malformed += 1);
+    tracing::warn!(
+        event = "fleet-entry-unusable",
+        key = crate::printable::shown(&entry.key),
+        error = why,
+        "this node cannot use a secret or a revocation of the fleet"
+    );
+}
+
+/// Writes what this node uses and the bucket does not have: the engine has lost it. Returns whether that succeeded.
+async fn refill(session: &Session, store: &Store, seen: &BTreeSet<String>) -> bool {
     let now = clock::unix_seconds();
     let missing: Vec<(String, String)> = {
         let state = session.state.borrow();
         state.live_entries(now).filter(|(key, _)| !seen.contains(key)).collect()
     };
     for (key, entry) in missing {
-        // Another node may have written it.
-        let _ = store.create(&key, Bytes::from(entry)).await;
+        match store.create(&key, Bytes::from(entry)).await {
+            Ok(_) => {}
+            // Another node has written it.
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
+            Err(_) => return false,
+        }
     }
+    true
 }
 
-/// Removes entries that have ended long ago, unless they were renewed meanwhile.
+/// Forgets entries that have ended long ago. One node, the first by its name, removes them from the bucket, unless they were
+/// renewed meanwhile.
 pub(super) async fn forget_ended(session: &Session) {
-    let ended = session.state.borrow().ended(clock::unix_seconds());
-    for key in ended {
-        let revision = session.revisions.borrow_mut().remove(&key);
-        if let Some(revision) = revision {
-            requests::purge(session, &key, revision).await;
-        }
-        if session.state.borrow_mut().remove(&key) {
-            session.changed.notify_one();
+    let now = clock::unix_seconds();
+    if session.state.borrow_mut().forget_ended(now, KEPT) {
+        session.changed.notify_one();
+    }
+    let is_first = {
+        let nodes = session.view.nodes();
+        let first = nodes.live(session.inputs.now()).map(|beat| beat.name.as_str()).min();
+        first == Some(session.settings.node.as_str())
+    };
+    if !is_first || !session.connection.borrow().is_up {
+        return;
+    }
+    let is_old = |held: &Held| held.until.is_some_and(|until| until.saturating_add(KEPT) <= now);
+    let old: Vec<(String, u64)> = {
+        let entries = session.entries.borrow();
+        let old = entries.iter().filter(|(_, held)| is_old(held)).take(PURGED_AT_ONCE);
+        old.map(|(key, held)| (key.clone(), held.revision)).collect()
+    };
+    for (key, revision) in old {
+        if requests::purge(session, &key, revision).await {
+            session.entries.borrow_mut().remove(&key);
         }
     }
 }
@@ -195,6 +305,16 @@ pub(super) async fn forget_ended(session: &Session) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bucket_gets_back_what_it_has_lost_but_not_what_was_removed_while_this_node_was_away() {
+        let origin = Origin { created: 7, revision: 5, read_at: 1_000 };
+        let lacks = |created, last, now| BucketState { created, last, is_empty: false }.lacks(origin, now);
+        assert!(!lacks(7, 5, 1_010) && !lacks(7, 9, 1_010));
+        // It was made again, or is an older copy of itself.
+        assert!(lacks(8, 0, 1_010) && lacks(7, 4, 1_010));
+        assert!(!lacks(8, 0, 1_000 + KEPT));
+    }
 
     #[test]
     fn the_number_of_a_later_bucket_is_greater_and_one_that_could_not_be_used_is_not_reached() {

@@ -4,10 +4,10 @@ use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
-use async_nats::jetstream::context::ContextBuilder;
+use async_nats::jetstream::context::{ContextBuilder, CreateStreamError, CreateStreamErrorKind};
 use async_nats::jetstream::kv::Store;
 use async_nats::jetstream::stream::{self, DiscardPolicy, StorageType};
+use async_nats::jetstream::{Context, ErrorCode};
 use async_nats::{Client, ConnectOptions, ServerAddr};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
@@ -29,8 +29,6 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5
 const BEAT_AGE: Duration = Duration::from_secs(10);
 /// The age at which it forgets the leases of a user.
 const LEASE_AGE: Duration = Duration::from_secs(600);
-/// The most bytes that each bucket keeps.
-const BUCKET_BYTES: i64 = 64 << 20;
 
 /// What a bucket of the fleet has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +55,18 @@ impl Bucket {
     /// Returns the stream that is the bucket. The library would first ask for the account, and does not understand the
     /// response of servers before 2.10.
     fn config(self, fleet: &str, replicas: usize) -> stream::Config {
-        let (storage, max_age) = match self {
-            Self::Nodes => (StorageType::Memory, BEAT_AGE),
-            Self::State => (StorageType::File, Duration::ZERO),
-            Self::Leases => (StorageType::Memory, LEASE_AGE),
+        // The most bytes: 10 000 nodes, 40 000 entries, and the users of ten minutes of a fleet with 10 million sessions a day.
+        let (storage, max_age, max_bytes) = match self {
+            Self::Nodes => (StorageType::Memory, BEAT_AGE, 32 << 20),
+            Self::State => (StorageType::File, Duration::ZERO, 64 << 20),
+            Self::Leases => (StorageType::Memory, LEASE_AGE, 256 << 20),
         };
         let bucket = self.name(fleet);
         stream::Config {
             name: format!("KV_{bucket}"),
             subjects: vec![format!("$KV.{bucket}.>")],
             max_messages_per_subject: 1,
-            max_bytes: BUCKET_BYTES,
+            max_bytes,
             max_age,
             discard: DiscardPolicy::New,
             allow_rollup: true,
@@ -181,21 +180,37 @@ impl Engine {
         }
     }
 
-    /// Creates a stream with the configured number of copies, or else with 3 if the engine can keep them.
+    /// Creates a stream with the configured number of copies. By default, it has 3 in a cluster, and one copy on a server
+    /// that is in none.
     async fn create(&self, config: impl Fn(usize) -> stream::Config) -> Result<(), String> {
-        let create = async |replicas| {
-            let created = self.jetstream.create_stream(config(replicas)).await;
-            created.map(drop).map_err(|error| with_source(&error))
-        };
-        match self.replicas {
+        let create = async |replicas| self.jetstream.create_stream(config(replicas)).await.map(drop);
+        let created = match self.replicas {
             Some(replicas) => create(replicas.into()).await,
             None => match create(3).await {
-                // A server that is not in a cluster keeps one copy.
-                Err(_) => create(1).await,
+                Err(error) if is_alone(&error) => create(1).await,
                 created => created,
             },
-        }
+        };
+        created.map_err(|error| {
+            // Part of the cluster may not have been started yet.
+            let advice =
+                if lacks_servers(&error) { "; a cluster of fewer than 3 servers needs `fleet.replicas`" } else { "" };
+            format!("{}{advice}", with_source(&error))
+        })
     }
+}
+
+/// Whether the server is not in a cluster.
+fn is_alone(error: &CreateStreamError) -> bool {
+    has_code(error, ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED)
+}
+
+fn lacks_servers(error: &CreateStreamError) -> bool {
+    has_code(error, ErrorCode::CLUSTER_NO_PEERS)
+}
+
+fn has_code(error: &CreateStreamError, code: ErrorCode) -> bool {
+    matches!(error.kind(), CreateStreamErrorKind::JetStream(of) if of.error_code() == code)
 }
 
 /// The time in which the engine recognizes an event that comes twice.

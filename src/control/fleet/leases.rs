@@ -1,6 +1,6 @@
 //! The leases of users over all nodes: carries out what [`Leases`] decides.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// The leases of this node.
 struct Holder {
-    leases: RefCell<Leases>,
     session: Rc<Session>,
     /// There may be outputs, or something is due earlier.
     changed: Notify,
@@ -38,14 +37,24 @@ struct Holder {
 pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) {
     if session.settings.fleet.limits != FleetLimits::Fleet {
         session.inputs.ledger.quota.set_first_share(None);
+        session.leases.take();
         return;
     }
-    // New leases begin with the first share.
-    session.inputs.ledger.quota.clear_shares();
     let limits = limits(session);
+    {
+        let mut leases = session.leases.borrow_mut();
+        match leases.as_mut().filter(|leases| leases.node() == session.settings.node) {
+            // What was asked in the last session has no response.
+            Some(leases) => with_rng(|rng| leases.engine(false, session.inputs.now(), rng)),
+            None => {
+                // New leases begin with the first share.
+                session.inputs.ledger.quota.clear_shares();
+                *leases = Some(Leases::new(&session.settings.node, limits));
+            }
+        }
+    }
     session.inputs.ledger.quota.set_first_share(Some(limits.first().into()));
     let holder = Rc::new(Holder {
-        leases: RefCell::new(Leases::new(&session.settings.node, limits)),
         session: Rc::clone(session),
         changed: Notify::new(),
         has_failed: Cell::new(false),
@@ -57,21 +66,30 @@ pub(super) fn start(session: &Rc<Session>, tasks: &mut JoinSet<()>) {
     tasks.spawn_local(carry_out(holder));
 }
 
+impl Holder {
+    /// Calls `with` with the leases.
+    fn with<T>(&self, with: impl FnOnce(&mut Leases) -> T) -> T {
+        let mut leases = self.session.leases.borrow_mut();
+        with(leases.get_or_insert_with(|| Leases::new(&self.session.settings.node, limits(&self.session))))
+    }
+}
+
 /// Returns the limits over all nodes at present.
 fn limits(session: &Session) -> Limits {
-    let nodes = session.view.nodes().live(session.inputs.now()).count().max(1);
-    Limits { allocations: session.settings.allocations_per_user, nodes: u32::try_from(nodes).unwrap_or(u32::MAX) }
+    let (nodes, now) = (session.view.nodes(), session.inputs.now());
+    // Until this node sees itself, it does not know how many others there are.
+    let is_known = nodes.get(&session.settings.node, now).is_some();
+    let nodes = if is_known { u32::try_from(nodes.live(now).count()).unwrap_or(u32::MAX) } else { u32::MAX };
+    Limits { allocations: session.settings.allocations_per_user, nodes }
 }
 
 /// Follows the numbers of allocations of users.
 async fn follow_users(holder: Rc<Holder>) {
     let session = &holder.session;
     let mut users = session.inputs.users.lock().await;
-    // They may be old. Each minute, all are named.
-    while users.try_recv().is_ok() {}
     while let Some(user) = users.recv().await {
         let used = session.inputs.ledger.quota.count(&user);
-        holder.leases.borrow_mut().count_changed(&user, used, session.inputs.now());
+        holder.with(|leases| leases.count_changed(&user, used, session.inputs.now()));
         holder.changed.notify_one();
     }
 }
@@ -87,15 +105,15 @@ async fn follow_engine(holder: Rc<Holder>) {
         if is_up != was_up {
             was_up = is_up;
             holder.connections.update(|count| count + 1);
-            with_rng(|rng| holder.leases.borrow_mut().engine(is_up, session.inputs.now(), rng));
+            with_rng(|rng| holder.with(|leases| leases.engine(is_up, session.inputs.now(), rng)));
             holder.changed.notify_one();
         }
         // While the engine is away, the last number of nodes stays.
         if is_up {
-            holder.leases.borrow_mut().set_limits(limits);
+            holder.with(|leases| leases.set_limits(limits));
             session.inputs.ledger.quota.set_first_share(Some(limits.first().into()));
         }
-        let held = holder.leases.borrow().len() as u64;
+        let held = holder.with(|leases| leases.len()) as u64;
         session.count(|counts| counts.leases = held);
         tokio::select! {
             changed = connection.changed() => if changed.is_err() { return },
@@ -111,7 +129,7 @@ async fn follow_hints(holder: Rc<Holder>) {
     let Ok(mut hints) = session.engine.client.subscribe(subject).await else { return };
     while let Some(message) = hints.next().await {
         if let Some(key) = str::from_utf8(&message.payload).ok().and_then(Key::from_hex) {
-            holder.leases.borrow_mut().hinted(key, session.inputs.now());
+            holder.with(|leases| leases.hinted(key, session.inputs.now()));
             holder.changed.notify_one();
         }
     }
@@ -132,14 +150,16 @@ async fn carry_out(holder: Rc<Holder>) {
             store = Rc::new(session.open(Bucket::Leases).await);
         }
         let now = session.inputs.now();
-        holder.leases.borrow_mut().advance(now, clock::unix_seconds());
-        loop {
-            let Some(output) = holder.leases.borrow_mut().next_output() else { break };
-            let quota = &session.inputs.ledger.quota;
+        let quota = &session.inputs.ledger.quota;
+        holder.with(|leases| {
+            leases.recount(|user| quota.count(user), now);
+            leases.advance(now, clock::unix_seconds());
+        });
+        while let Some(output) = holder.with(Leases::next_output) {
             match output {
                 Output::Share { key, user, share } => {
                     let used = quota.set_share(&user, Some(share.into()));
-                    holder.leases.borrow_mut().applied(key, used, session.inputs.now(), clock::unix_seconds());
+                    holder.with(|leases| leases.applied(key, used, session.inputs.now(), clock::unix_seconds()));
                 }
                 Output::Forget { user } => {
                     quota.set_share(&user, None);
@@ -155,7 +175,7 @@ async fn carry_out(holder: Rc<Holder>) {
             }
         }
         while running.try_join_next().is_some() {}
-        let due = holder.leases.borrow().next_due(session.inputs.now()).unwrap_or(LOOK);
+        let due = holder.with(|leases| leases.next_due(session.inputs.now())).unwrap_or(LOOK);
         tokio::select! {
             () = holder.changed.notified() => {}
             () = sleep(due.min(LOOK)) => {}
@@ -213,12 +233,11 @@ async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
         Output::Share { .. } | Output::Forget { .. } | Output::Hint { .. } => return,
     };
     let (now, unix) = (session.inputs.now(), clock::unix_seconds());
-    let mut leases = holder.leases.borrow_mut();
     // What was asked before the engine went away or came back has no response.
     if holder.connections.get() != connections {
         return;
     }
-    match response {
+    holder.with(|leases| match response {
         Response::Unreadable => leases.unreadable(key, now),
         Response::Read(found) => leases.read(key, found, now, unix),
         Response::Written(revision) => leases.written(key, revision, now, unix),
@@ -227,7 +246,6 @@ async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
             holder.has_failed.set(true);
             with_rng(|rng| leases.failed(key, now, rng));
         }
-    }
-    drop(leases);
+    });
     holder.changed.notify_one();
 }

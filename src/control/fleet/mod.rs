@@ -6,6 +6,7 @@
 mod agent;
 mod beat;
 mod common;
+mod copy;
 pub(super) mod engine;
 mod leases;
 mod orders;
@@ -52,9 +53,10 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Whether both are about one fleet on one engine.
+    /// Whether both are about one fleet on one engine, which may have got or lost servers.
     fn is_same_fleet(&self, other: &Self) -> bool {
-        self.fleet.name == other.fleet.name && self.fleet.servers == other.fleet.servers
+        let has_common_server = self.fleet.servers.iter().any(|server| other.fleet.servers.contains(server));
+        self.fleet.name == other.fleet.name && has_common_server
     }
 }
 
@@ -222,8 +224,10 @@ impl Fleet {
 
 /// Returns what the server uses of the common state at its start, before the engine says more.
 pub(super) fn at_start(config: &Config) -> FleetInUse {
-    let file = config.fleet.as_ref().and(state_file(config));
-    file.map(|file| requests::read_state(&file).at(clock::unix_seconds())).unwrap_or_default()
+    let Some(settings) = settings(config) else { return FleetInUse::default() };
+    // The thread reads it again, and logs a failure.
+    let known = settings.state_file.as_deref().and_then(|file| copy::read(file, &settings).ok());
+    known.map(|known| known.state.at(clock::unix_seconds())).unwrap_or_default()
 }
 
 fn state_file(config: &Config) -> Option<PathBuf> {
@@ -294,7 +298,7 @@ impl View {
         let (view, connection) = (self.nodes(), self.connection.borrow().clone());
         let mut nodes: Vec<&Heartbeat> = view.live(now).collect();
         nodes.sort_unstable_by(|one, other| one.name.cmp(&other.name));
-        let sum = |value: fn(&Heartbeat) -> u64| nodes.iter().map(|beat| value(beat)).sum::<u64>();
+        let sum = |value: fn(&Heartbeat) -> u64| nodes.iter().map(|beat| value(beat)).fold(0, u64::saturating_add);
         json!({
             "node": self.node,
             "fleet": self.settings.as_ref().map(|settings| settings.fleet.name.as_str()),

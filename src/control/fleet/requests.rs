@@ -1,15 +1,11 @@
 //! Requests of the operator for the whole fleet, and changes of the common state.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::path::Path;
-use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::agent::Session;
@@ -17,17 +13,13 @@ use super::engine::{Bucket, with_source};
 use super::orders::{self, StateOrder};
 use super::state::{FleetRevocation, FleetSecret, FleetState, revocation_key, secret_key};
 use crate::clock;
-use crate::control::state_directory;
-use crate::file;
 
 /// The longest time for the responses of all nodes.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The interval at which a change looks which nodes use it.
 const LOOK: Duration = Duration::from_millis(50);
-/// The pause after a copy of the state could not be written.
-const AGAIN: Duration = Duration::from_secs(30);
-/// The longest file of the common state in bytes.
-const MAX_FILE: u64 = 64 << 20;
+/// The most entries of the common state, with those that have ended lately.
+const MOST_ENTRIES: usize = 40_000;
 
 /// Carries out an order of the operator: `{"order": …, "node": …, "with": {…}}`. Without a node, it is for all.
 pub(super) async fn carry_out(session: &Session, order: &Value) -> Result<Value, String> {
@@ -39,9 +31,7 @@ pub(super) async fn carry_out(session: &Session, order: &Value) -> Result<Value,
     }
     // A wrong order is refused here, not by each node.
     orders::request(verb, arguments)?;
-    if !session.connection.borrow().is_up {
-        return Err("the engine of the fleet cannot be reached; the log says why".to_owned());
-    }
+    check_connection(session)?;
     let live: BTreeSet<String> = {
         let (nodes, now) = (session.view.nodes(), session.inputs.now());
         nodes.live(now).map(|beat| beat.name.clone()).collect()
@@ -77,7 +67,14 @@ pub(super) async fn carry_out(session: &Session, order: &Value) -> Result<Value,
     Ok(json!({ "responses": received, "missing_nodes": waiting }))
 }
 
-/// Changes the common state, and waits until all nodes use it.
+fn check_connection(session: &Session) -> Result<(), String> {
+    if session.connection.borrow().is_up {
+        return Ok(());
+    }
+    Err("the engine of the fleet cannot be reached; the log says why".to_owned())
+}
+
+/// Changes the common state, and waits until all live nodes use it.
 pub(super) async fn change_state(
     session: &Session,
     verb: &str,
@@ -87,6 +84,7 @@ pub(super) async fn change_state(
     let grace = session.inputs.published.borrow().snapshot.core.expiry_grace;
     let order = orders::state_order(verb, arguments, now, grace)?;
     let (mut is_new, mut present) = (true, None);
+    let revision_of = |key: &str| session.entries.borrow().get(key).map(|held| held.revision);
     let (key, entry, mut result) = match order {
         StateOrder::ListSecrets => return Ok(list_secrets(&session.state.borrow(), now)),
         StateOrder::Revoke(revocation) => {
@@ -95,6 +93,9 @@ pub(super) async fn change_state(
         }
         StateOrder::EndRevocation(username) => {
             is_new = false;
+            if revision_of(&revocation_key(&username)).is_none() {
+                return Err("the fleet has not revoked this username".to_owned());
+            }
             let result = json!({ "username": username, "until": null });
             // It is removed like every other one that has ended.
             (revocation_key(&username), FleetRevocation { username, until: now }.to_json(), result)
@@ -110,7 +111,7 @@ pub(super) async fn change_state(
             let known = session.state.borrow().secrets.get(&id).cloned();
             let known = known.ok_or_else(|| format!("the fleet has no secret {id}"))?;
             let key = secret_key(&id);
-            (is_new, present) = (false, session.revisions.borrow().get(&key).copied());
+            (is_new, present) = (false, revision_of(&key));
             let result = json!({ "id": id, "until": until });
             (key, FleetSecret { until: Some(until), ..known }.to_json(), result)
         }
@@ -118,6 +119,10 @@ pub(super) async fn change_state(
     if is_new && let Some(why) = session.state.borrow().refuses(&key, now) {
         return Err(why);
     }
+    if is_new && session.entries.borrow().len() >= MOST_ENTRIES {
+        return Err("too many revocations of the fleet have ended within the last hour: try again later".to_owned());
+    }
+    check_connection(session)?;
     let store = session.engine.bucket(Bucket::State).await?;
     let entry = Bytes::from(entry);
     let revision = match present {
@@ -173,42 +178,10 @@ fn list_secrets(state: &FleetState, now: u64) -> Value {
     json!({ "secrets": state.secrets.iter().map(secret).collect::<Vec<_>>() })
 }
 
-/// Removes an entry of the bucket, up to a revision of it.
-pub(super) async fn purge(session: &Session, key: &str, revision: u64) {
+/// Removes an entry of the bucket, up to a revision of it. Returns whether that succeeded.
+pub(super) async fn purge(session: &Session, key: &str, revision: u64) -> bool {
     let bucket = Bucket::State.name(&session.settings.fleet.name);
-    if let Ok(stream) = session.engine.jetstream.get_stream(format!("KV_{bucket}")).await {
-        // Another node may have done it.
-        let _ = stream.purge().sequence(revision + 1).filter(format!("$KV.{bucket}.{key}")).await;
-    }
-}
-
-/// Keeps a copy of the state for a start without the engine, whenever it has changed.
-pub(super) async fn keep_state(session: Rc<Session>) {
-    let Some(file) = session.settings.state_file.clone() else { return };
-    // The preceding session may have ended before it wrote.
-    session.changed.notify_one();
-    loop {
-        session.changed.notified().await;
-        let (text, to) = (session.state.borrow().to_text(), file.clone());
-        // A disk that hangs must not hold up heartbeats.
-        let kept = spawn_blocking(move || {
-            fs::create_dir_all(to.parent().unwrap_or(Path::new(".")))?;
-            state_directory::replace(&to, text.as_bytes())
-        });
-        if let Ok(Err(error)) = kept.await {
-            tracing::warn!(
-                event = "fleet-state-unsaved", %error, file = %file.display(),
-                "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not \
-                 know them"
-            );
-            sleep(AGAIN).await;
-            session.changed.notify_one();
-        }
-    }
-}
-
-/// Reads the copy of the state.
-pub(super) fn read_state(path: &Path) -> FleetState {
-    let text = file::read_up_to(path, MAX_FILE).unwrap_or_default();
-    FleetState::from_text(&String::from_utf8_lossy(&text), clock::unix_seconds())
+    let stream = session.engine.jetstream.get_stream_no_info(format!("KV_{bucket}")).await;
+    let Ok(stream) = stream else { return false };
+    stream.purge().sequence(revision + 1).filter(format!("$KV.{bucket}.{key}")).await.is_ok()
 }

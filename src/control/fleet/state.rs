@@ -9,8 +9,7 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::auth::{Revocations, Secret};
-use crate::config;
-use crate::fleet::Key;
+use crate::fleet::{Heartbeat, Key};
 
 /// The version of an entry.
 const VERSION: u64 = 1;
@@ -69,12 +68,7 @@ pub(in crate::control) struct FleetInUse {
 impl FleetInUse {
     /// Returns these revocations together with others.
     pub(in crate::control) fn revocations(&self, own: &Revocations, unix_now: u64) -> Revocations {
-        let mut all = own.at(unix_now);
-        for (username, until) in &self.revoked {
-            // Those of this node come first. The fleet has no more than fit without them.
-            let _ = all.revoke(username, *until, unix_now);
-        }
-        all
+        own.with(self.revoked.iter().map(|(username, until)| (username.as_str(), *until)), unix_now)
     }
 }
 
@@ -109,6 +103,14 @@ impl FleetRevocation {
 }
 
 impl Entry {
+    /// Returns when it ends, in seconds since the Unix epoch; `None` if that is not decided.
+    pub(super) fn until(&self) -> Option<u64> {
+        match self {
+            Self::Secret(_, secret) => secret.until,
+            Self::Revocation(_, revocation) => Some(revocation.until),
+        }
+    }
+
     /// Reads an entry. The error says what is wrong, without a secret.
     pub(super) fn parse(key: &str, value: &[u8]) -> Result<Self, &'static str> {
         if value.len() > MAX_ENTRY {
@@ -120,7 +122,7 @@ impl Entry {
         }
         let until = value.get("until").and_then(Value::as_u64);
         if let Some(id) = key.strip_prefix("secret.") {
-            if !config::is_fleet_name(id) {
+            if !Heartbeat::is_node_name(id) {
                 return Err("has a key that is no name of a secret");
             }
             let text = value.get("secret").and_then(Value::as_str).filter(|text| text.len() <= MAX_SECRET);
@@ -214,14 +216,21 @@ impl FleetState {
         of_secrets.chain(of_revocations).filter(|at| *at > unix_now).min()
     }
 
-    /// Returns the keys of the entries that have ended for a day, so that no node needs them any more.
-    pub(super) fn ended(&self, unix_now: u64) -> Vec<String> {
-        const DAY: u64 = 86_400;
-        let past = |until: u64| until.saturating_add(DAY) <= unix_now;
-        let secrets = self.secrets.iter().filter(|(_, secret)| secret.until.is_some_and(past));
-        let secrets = secrets.map(|(id, _)| secret_key(id));
-        let revocations = self.revocations.values().filter(|revocation| past(revocation.until));
-        secrets.chain(revocations.map(|revocation| revocation_key(&revocation.username))).collect()
+    /// Removes what has ended for `kept` seconds. Returns whether there was anything.
+    pub(super) fn forget_ended(&mut self, unix_now: u64, kept: u64) -> bool {
+        let before = self.secrets.len() + self.revocations.len();
+        let is_kept = |until: u64| until.saturating_add(kept) > unix_now;
+        self.secrets.retain(|_, secret| secret.until.is_none_or(is_kept));
+        self.revocations.retain(|_, revocation| is_kept(revocation.until));
+        self.secrets.len() + self.revocations.len() != before
+    }
+
+    /// Removes the entries whose keys of the bucket are not kept. Returns whether there was any.
+    pub(super) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) -> bool {
+        let before = self.secrets.len() + self.revocations.len();
+        self.secrets.retain(|id, _| is_kept(&secret_key(id)));
+        self.revocations.retain(|_, revocation| is_kept(&revocation_key(&revocation.username)));
+        self.secrets.len() + self.revocations.len() != before
     }
 
     /// Returns the state as text for a file: lines of a key and an entry.
@@ -306,10 +315,13 @@ mod tests {
     }
 
     #[test]
-    fn what_has_ended_a_day_ago_is_removed() {
-        let state = state(&[("a", secret("one", 0, Some(100))), ("b", secret("two", 0, None))]);
-        assert_eq!(state.ended(86_499), [""; 0]);
-        assert_eq!(state.ended(86_500), ["secret.a"]);
+    fn what_has_ended_long_ago_is_forgotten() {
+        let mut state = state(&[("a", secret("one", 0, Some(100))), ("b", secret("two", 0, None))]);
+        assert!(!state.forget_ended(159, 60));
+        assert!(state.forget_ended(160, 60));
+        assert_eq!(texts(&state.at(0)), ["two"]);
+        assert!(!state.retain(|key| key == "secret.b") && state.retain(|_| false));
+        assert_eq!(state, FleetState::default());
     }
 
     #[test]

@@ -1,0 +1,165 @@
+//! The copy of the common state in the state directory, for a start without the engine.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use super::Settings;
+use super::agent::Session;
+use super::state::FleetState;
+use crate::clock;
+use crate::control::state_directory;
+use crate::file;
+
+/// The version of the first line.
+const VERSION: u64 = 1;
+/// The longest copy in bytes.
+const MAX_FILE: u64 = 64 << 20;
+/// The pause after a copy could not be written.
+const AGAIN: Duration = Duration::from_secs(30);
+/// The interval at which the copy is written even if nothing has changed, since it says when the bucket was last read.
+const RENEWAL: Duration = Duration::from_secs(600);
+
+/// The bucket that a state comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// When it was created, in seconds since the Unix epoch; 0 if the state comes from none.
+    pub(super) created: u32,
+    /// Its last revision that this node has read.
+    pub(super) revision: u64,
+    /// When this node has last read it as a whole, in seconds since the Unix epoch.
+    pub(super) read_at: u64,
+}
+
+/// A state, and where it comes from.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) state: FleetState,
+    pub(super) origin: Origin,
+}
+
+/// Reads the copy. It is empty if there is none, or if it is of another fleet.
+///
+/// # Errors
+/// If it cannot be read.
+pub(super) fn read(path: &Path, settings: &Settings) -> io::Result<Known> {
+    let text = match file::read_up_to(path, MAX_FILE) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
+        Err(error) => return Err(error),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let (first, entries) = text.split_once('\n').unwrap_or_default();
+    let Some(origin) = parse_origin(first, settings) else { return Ok(Known::default()) };
+    Ok(Known { state: FleetState::from_text(entries, clock::unix_seconds()), origin })
+}
+
+/// Reads the copy, and logs if that fails. The second value says whether it is known what it has.
+pub(super) fn read_or_log(path: &Path, settings: &Settings) -> (Known, bool) {
+    match read(path, settings) {
+        Ok(known) => (known, true),
+        Err(error) => {
+            tracing::error!(
+                event = "fleet-state-unreadable", %error, file = %path.display(),
+                "the copy of the revocations and secrets of the fleet cannot be read, so this node does not know them until \
+                 the engine responds. Remove the cause, or the file"
+            );
+            (Known::default(), false)
+        }
+    }
+}
+
+fn servers(settings: &Settings) -> Vec<String> {
+    settings.fleet.servers.iter().map(ToString::to_string).collect()
+}
+
+/// Reads the first line; `None` if the copy is of another fleet, or of another version.
+fn parse_origin(line: &str, settings: &Settings) -> Option<Origin> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let number = |key: &str| line.get(key).and_then(Value::as_u64);
+    let is_ours = number("v") == Some(VERSION) && line.get("fleet")?.as_str() == Some(&settings.fleet.name);
+    // Fleets often have the same name, for example the one for tests and the one for users.
+    let own = servers(settings);
+    let has_common_server = line
+        .get("servers")?
+        .as_array()?
+        .iter()
+        .filter_map(Value::as_str)
+        .any(|server| own.iter().any(|own| own == server));
+    (is_ours && has_common_server).then_some(Origin {
+        created: u32::try_from(number("created")?).ok()?,
+        revision: number("revision")?,
+        read_at: number("read_at")?,
+    })
+}
+
+fn to_text(state: &FleetState, origin: Origin, settings: &Settings) -> String {
+    let first = json!({
+        "v": VERSION,
+        "fleet": settings.fleet.name,
+        "servers": servers(settings),
+        "created": origin.created,
+        "revision": origin.revision,
+        "read_at": origin.read_at,
+    });
+    format!("{first}\n{}", state.to_text())
+}
+
+/// Keeps the copy whenever the state has changed.
+pub(super) async fn keep(session: Rc<Session>) {
+    let Some(file) = session.settings.state_file.clone() else { return };
+    if session.is_copy_known.get() {
+        // The preceding session may have ended before it wrote.
+        session.changed.notify_one();
+    }
+    loop {
+        let _ = timeout(RENEWAL, session.changed.notified()).await;
+        let text = to_text(&session.state.borrow(), session.origin.get(), &session.settings);
+        let to = file.clone();
+        // A disk that hangs must not hold up heartbeats.
+        let kept = spawn_blocking(move || write(to, &text));
+        if let Ok(Err(error)) = kept.await {
+            tracing::warn!(
+                event = "fleet-state-unsaved", %error, file = %file.display(),
+                "the revocations and secrets of the fleet could not be kept, so that a start without the engine does not \
+                 know them"
+            );
+            sleep(AGAIN).await;
+            session.changed.notify_one();
+        }
+    }
+}
+
+fn write(to: PathBuf, text: &str) -> io::Result<()> {
+    state_directory::make(to.parent().unwrap_or(Path::new(".")))?;
+    state_directory::replace(&to, text.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn settings(name: &str, server: &str) -> Settings {
+        let text = format!("[fleet]\nname = {name:?}\nservers = [{server:?}]\n");
+        super::super::settings(&Config::parse(&text, "t.toml").unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_copy_of_another_fleet_is_not_used() {
+        let origin = Origin { created: 7, revision: 9, read_at: 11 };
+        let of = settings("turn", "nats://192.0.2.1");
+        let text = to_text(&FleetState::default(), origin, &of);
+        let first = text.lines().next().unwrap();
+        assert_eq!(parse_origin(first, &of), Some(origin));
+        for other in [settings("test", "nats://192.0.2.1"), settings("turn", "nats://192.0.2.2")] {
+            assert_eq!(parse_origin(first, &other), None);
+        }
+        assert_eq!(parse_origin("secret.a {}", &of), None);
+    }
+}
