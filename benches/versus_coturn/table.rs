@@ -9,10 +9,7 @@ use crate::summary::{Summary, ratio};
 /// The headings of the comparison with coturn.
 pub(crate) const HEADINGS: [&str; 7] = ["scenario", "figure", "ours", "coturn", "ratio", "goal", "reached"];
 
-/// The headings of the comparison of a node of a fleet with the same server alone.
-pub(crate) const FLEET_HEADINGS: [&str; 7] = ["scenario", "figure", "in a fleet", "alone", "ratio", "goal", "reached"];
-
-/// The columns with numbers in these comparisons.
+/// The columns with numbers in the comparison of two servers.
 pub(crate) const NUMBERS: Range<usize> = 2..5;
 
 /// The cells of a line. The first is the scenario.

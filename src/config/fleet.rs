@@ -19,14 +19,9 @@ use crate::transport::TurnUri;
 /// The port of NATS.
 const PORT: u16 = 4222;
 
-/// The longest name of a node or of a fleet: a part of subjects and of keys.
-const MAX_NAME: usize = 64;
-
-/// What the names of nodes, fleets and regions consist of.
+/// What the names of nodes and fleets consist of: they are parts of subjects and of keys.
 const NAME_RULE: &str = "1 to 64 letters, digits, hyphens and underscores";
 
-const MAX_WEIGHT: u32 = Heartbeat::MAX_WEIGHT;
-const MAX_URLS: usize = 16;
 const MAX_SERVERS: usize = 16;
 const MAX_NODES: u8 = 8;
 /// The longest file of prefixes in bytes: a million lines.
@@ -63,17 +58,10 @@ impl Config {
 /// Returns the name of the node on a machine with this host name.
 fn host_node(host: &str) -> String {
     let label = host.split('.').next().unwrap_or_default();
-    let name: String = label.chars().map(|c| if is_name_character(c) { c } else { '-' }).take(MAX_NAME).collect();
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let longest = Heartbeat::LONGEST_NAME;
+    let name: String = label.chars().map(|c| if allowed(c) { c } else { '-' }).take(longest).collect();
     if name.is_empty() { "turnserver".to_owned() } else { name }
-}
-
-fn is_name_character(character: char) -> bool {
-    character.is_ascii_alphanumeric() || matches!(character, '-' | '_')
-}
-
-/// Returns whether a text may be the name of a node, a fleet or a region.
-pub(crate) fn is_fleet_name(text: &str) -> bool {
-    (1..=MAX_NAME).contains(&text.len()) && text.chars().all(is_name_character)
 }
 
 /// Reads `node`.
@@ -83,7 +71,7 @@ pub(super) fn node(top: &Section<'_>, report: &mut Report<'_>) -> Option<String>
 
 fn name(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<String> {
     let text = section.string(key, report)?;
-    if is_fleet_name(text.get_ref()) {
+    if Heartbeat::is_node_name(text.get_ref()) {
         return Some((*text.get_ref()).to_owned());
     }
     let (name, text_shown) = (section.name(key), quoted(text.get_ref()));
@@ -112,7 +100,7 @@ pub(super) fn fleet(top: &Section<'_>, report: &mut Report<'_>) -> Option<Fleet>
         ca_file: paths::of_key(&section, "ca-file", report),
         name: name(&section, "name", report).unwrap_or_else(|| "turn".to_owned()),
         region: region(&section, report),
-        weight: section.number("weight", 1..=MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),
+        weight: section.number("weight", 1..=Heartbeat::MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),
         urls: urls(&section, report),
         limits: limits(&section, report),
         regions: Arc::new(regions(&section, report)),
@@ -137,9 +125,8 @@ fn servers(section: &Section<'_>, report: &mut Report<'_>) -> Vec<FleetServer> {
             }
             Ok(server) => servers.push(server),
             Err(why) => {
-                // It may have a password.
-                let shown = if text.get_ref().contains('@') { "an entry" } else { *text.get_ref() };
-                let shown = if shown == "an entry" { shown.to_owned() } else { quoted(shown) };
+                let has_password = text.get_ref().contains('@');
+                let shown = if has_password { "an entry".to_owned() } else { quoted(text.get_ref()) };
                 report.error(&text.span(), format!("`fleet.servers`: {shown} {why}"));
             }
         }
@@ -232,12 +219,17 @@ fn password_text(path: &Path) -> Result<Secret, String> {
 
 fn urls(section: &Section<'_>, report: &mut Report<'_>) -> Vec<String> {
     let texts = section.strings("urls", report).unwrap_or_default();
-    if texts.len() > MAX_URLS {
-        report.error(&section.span("urls"), format!("`fleet.urls` has more than {MAX_URLS} URLs"));
+    if texts.len() > Heartbeat::MOST_URLS {
+        let most = Heartbeat::MOST_URLS;
+        report.error(&section.span("urls"), format!("`fleet.urls` has more than {most} URLs"));
     }
     let mut urls = Vec::new();
     for text in texts {
         match text.get_ref().parse::<TurnUri>() {
+            Ok(uri) if uri.to_string().len() > Heartbeat::LONGEST_URL => report.error(
+                &text.span(),
+                format!("`fleet.urls`: a URL has more than {} bytes", Heartbeat::LONGEST_URL),
+            ),
             Ok(uri) => urls.push(uri.to_string()),
             Err(error) => report.error(
                 &text.span(),
@@ -322,7 +314,7 @@ mod tests {
             (".example.org", "turnserver"),
         ] {
             assert_eq!(host_node(host), node, "{host}");
-            assert!(is_fleet_name(node));
+            assert!(Heartbeat::is_node_name(node));
         }
     }
 

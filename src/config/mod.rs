@@ -63,7 +63,6 @@ pub use webhook::{Webhook, WebhookEvent};
 
 pub(crate) use addresses::network;
 pub(crate) use credentials::read_failure;
-pub(crate) use fleet::is_fleet_name;
 pub(crate) use problem::quoted;
 
 use problem::{Report, position};

@@ -210,9 +210,30 @@ impl Hub {
     }
 }
 
+/// Which receivers of events a configuration has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Wanted {
+    webhook: bool,
+    stream: bool,
+}
+
+impl Wanted {
+    fn of(settings: Option<&Settings>) -> Self {
+        settings.map_or(Self::default(), |settings| Self {
+            webhook: settings.webhook.is_some(),
+            stream: settings.stream.is_some(),
+        })
+    }
+
+    fn has_more_than(self, other: Self) -> bool {
+        (self.webhook && !other.webhook) || (self.stream && !other.stream)
+    }
+}
+
 async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
     let Inputs { readers, workers, users, quota, webhook, stream, status } = inputs;
-    let first = settings.borrow_and_update().clone();
+    // A reload may have removed the last sink before the thread got here.
+    let Ok(first) = settings.wait_for(Option::is_some).await.map(|settings| settings.clone()) else { return };
     let Some(first) = first else { return };
     let (webhook, webhook_settings) = Webhook::start(webhook);
     webhook_settings.configure(first.webhook.clone());
@@ -235,6 +256,7 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
         });
     }
     let usage = tokio::task::spawn_local(usage(Rc::clone(&hub), workers));
+    let mut known = Wanted::of(Some(&first));
     loop {
         tokio::select! {
             ended = feeds.join_next() => if ended.is_none() { break },
@@ -245,11 +267,18 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
                     break;
                 }
                 let settings = settings.borrow_and_update().clone();
+                let wanted = Wanted::of(settings.as_deref());
+                let is_further = wanted.has_more_than(std::mem::replace(&mut known, wanted));
                 webhook_settings.configure(settings.as_ref().and_then(|settings| settings.webhook.clone()));
                 stream_settings.configure(settings.as_ref().and_then(|settings| settings.stream.clone()));
                 status_settings.configure(settings.as_ref().and_then(|settings| settings.status.clone()));
                 if let Some(settings) = settings {
                     hub.borrow_mut().source = settings.source.clone();
+                }
+                if is_further {
+                    // It says that the allocations of earlier runs have ended. To the other receivers it is a repetition.
+                    let started = hub.borrow().source.node_started();
+                    hub.borrow_mut().give(started);
                 }
             }
         }

@@ -8,7 +8,7 @@ use form_urlencoded::Serializer;
 use http_body_util::BodyExt as _;
 use http_body_util::Full;
 use hyper::body::Bytes;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response};
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use super::state::{FleetRevocation, FleetSecret};
 use crate::auth::{Secret, time_limited};
 use crate::config;
+use crate::fleet::Heartbeat;
 use crate::http::InternalRequest;
 
 /// The longest order in bytes.
@@ -131,11 +132,7 @@ pub(super) async fn carry_out(
         return Ok(value);
     }
     let message = value.get("error").and_then(Value::as_str).map(str::to_owned);
-    Err(message.unwrap_or_else(|| status_text(status)))
-}
-
-fn status_text(status: StatusCode) -> String {
-    status.to_string()
+    Err(message.unwrap_or_else(|| status.to_string()))
 }
 
 /// Reads an order that changes the common state. `grace` is how long after its expiry a credential may still be used, in
@@ -164,7 +161,7 @@ pub(super) fn state_order(
     };
     let id = || {
         let id = text("id")?.ok_or("the order needs `id`, the name of the secret".to_owned())?;
-        if config::is_fleet_name(id) {
+        if Heartbeat::is_node_name(id) {
             Ok(id.to_owned())
         } else {
             Err("`id` must have 1 to 64 letters, digits, hyphens and underscores".to_owned())

@@ -17,7 +17,7 @@ use hyper::body::Bytes;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::engine::{Connection, Engine, with_source};
 use crate::config::{self, Config};
@@ -25,6 +25,7 @@ use crate::control::events::Sink;
 use crate::control::events::event::{Event, Kind, Source};
 use crate::control::events::queue::Queue;
 use crate::control::spool::Spool;
+use crate::setting::STATE_DIRECTORY;
 
 /// The most bytes in the spool: about 200 000 events.
 const SPOOL: u64 = 64 << 20;
@@ -35,6 +36,8 @@ const LAST_EVENTS: Duration = Duration::from_secs(4);
 /// The pauses after a failure, and the longest one.
 const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_secs(5)];
 
+/// The least time between two lines about events that do not fit.
+const LOG: Duration = Duration::from_secs(60);
 /// The interval at which what waits is made to outlive a crash of the machine.
 const SYNC: Duration = Duration::from_secs(1);
 
@@ -58,6 +61,9 @@ impl Settings {
         })
     }
 }
+
+/// The interval at which sums that did not fit into the spool are tried again.
+const ROOM: Duration = Duration::from_secs(10);
 
 /// What the sink counts. The HTTP server reads it.
 #[derive(Debug, Default)]
@@ -89,6 +95,8 @@ struct Shared {
     is_stopping: Cell<bool>,
     wake: Notify,
     statistics: Arc<Statistics>,
+    /// When it was last logged that events do not fit.
+    full_logged: Cell<Option<Instant>>,
 }
 
 impl EventStream {
@@ -101,6 +109,7 @@ impl EventStream {
             is_stopping: Cell::new(false),
             wake: Notify::new(),
             statistics,
+            full_logged: Cell::new(None),
         });
         let publisher = tokio::task::spawn_local(publish(Rc::clone(&shared)));
         let kept = Rc::clone(&shared);
@@ -120,9 +129,13 @@ impl EventStream {
 impl Handle {
     /// Follows the configuration.
     pub(in crate::control) fn configure(&self, settings: Option<Settings>) {
+        let mut queue = self.0.queue.borrow_mut();
         if let Some(settings) = &settings {
-            self.0.queue.borrow_mut().get_or_insert_with(|| open(settings));
+            queue.get_or_insert_with(|| open(settings));
+        } else if let Some(queue) = &mut *queue {
+            queue.clear_usage();
         }
+        drop(queue);
         self.0.settings.send_if_modified(|present| {
             let changed = present.as_deref() != settings.as_ref();
             if changed {
@@ -168,7 +181,16 @@ impl Sink for EventStream {
             }
         } else {
             // What does not fit is counted, and its sums are kept.
-            let _ = queue.push(event);
+            if let Err(error) = queue.push(event)
+                && self.shared.full_logged.get().is_none_or(|last| last.elapsed() >= LOG)
+            {
+                self.shared.full_logged.set(Some(Instant::now()));
+                tracing::warn!(
+                    event = "fleet-events-dropped", %error,
+                    "events do not fit into the spool of the fleet's stream, so one `events.lost` gets their sums: make the \
+                     engine take them, or free some space"
+                );
+            }
         }
         self.shared.publish_counts(queue);
         self.shared.wake.notify_one();
@@ -190,14 +212,19 @@ impl Sink for EventStream {
             let mut queue = shared.queue.borrow_mut();
             let Some(queue) = &mut *queue else { return };
             let _ = queue.sync();
-            let count = queue.waiting();
-            if count > 0 {
-                tracing::info!(
+            match queue.waiting() {
+                0 => {}
+                count if queue.spool().is_on_disk() => tracing::info!(
                     event = "fleet-events-unsent",
                     count,
-                    on_disk = queue.spool().is_on_disk(),
-                    "the engine of the fleet has not taken all events; those on disk are sent after the next start"
-                );
+                    "the engine of the fleet has not taken all events: the next start sends the others"
+                ),
+                count => tracing::warn!(
+                    event = "fleet-events-unsent",
+                    count,
+                    "the engine of the fleet has not taken all events: the others are lost, because there is no \
+                     `{STATE_DIRECTORY}`"
+                ),
             }
         })
     }
@@ -328,11 +355,13 @@ async fn with_engine(
             Ok(is_more) => {
                 shared.is_up.set(true);
                 (pause, was_logged) = (first, false);
-                if !is_more && shared.is_empty() {
+                if !is_more {
                     if shared.is_stopping.get() {
                         return;
                     }
-                    shared.wake.notified().await;
+                    // What is left waits for room in the spool.
+                    let time = if shared.is_empty() { Duration::MAX } else { ROOM };
+                    let _ = timeout(time, shared.wake.notified()).await;
                 }
             }
             Err(error) => {
