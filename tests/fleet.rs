@@ -12,6 +12,8 @@ mod support;
 
 #[cfg(test)]
 mod fleet {
+    mod users;
+
     use std::collections::{BTreeMap, BTreeSet};
     use std::fmt::Write as _;
     use std::net::{SocketAddr, UdpSocket};
@@ -604,57 +606,6 @@ mod fleet {
                 Client::new(other).allocate(&ann).unwrap();
             }
             call.exchange(100);
-        });
-    }
-
-    #[test]
-    fn each_user_of_the_sample_configuration_can_do_what_it_is_for_and_nothing_else() {
-        with_engine(|| {
-            const SAMPLE: &str = include_str!("../packaging/nats/nats-server.conf");
-            let accounts = &SAMPLE[SAMPLE.find("accounts {").unwrap()..];
-            let engine = Engine::start_with(accounts, Some(("node", "change-this-password-of-nodes")));
-            let place = TempDir::new();
-            let password = place.write("password", "change-this-password-of-nodes\n");
-            let fleet =
-                Fleet::start(2, "", &format!("user = \"node\"\npassword-file = {password:?}\nlimits = \"fleet\""));
-            fleet.wait_for_nodes(2);
-            let ann = Login::mint("ann", 600);
-            let call = Call::start(0, &ann).unwrap();
-            // Everything that a node needs is permitted.
-            fleet.node(0).lines(&["--fleet", "revoke", "1999999999:nobody"]);
-            wait(|| {
-                let page = Http::unix(&fleet.node(0).socket).get("/metrics").body;
-                let line = page.lines().find(|line| line.starts_with("turnserver_fleet_leases ")).unwrap().to_owned();
-                if line.ends_with(" 1") { Ok(()) } else { Err(line) }
-            });
-            assert_eq!(fleet.node(0).events("fleet-bucket-unusable"), 0);
-            let request = |user: &str, subject: &str, payload: &str| {
-                let password = format!("change-this-password-of-{user}s").replace("billings", "billing");
-                let (subject, payload) = (subject.to_owned(), payload.to_owned());
-                engine.run_as(user, &password, async |client, _| {
-                    client.request(subject, payload.into()).await.ok().map(|message| message.payload.to_vec())
-                })
-            };
-            let kick = |user: &str| request(user, "turn.order.kick.node.node-0", r#"{"user":"ann"}"#);
-            assert!(request("moderator", "turn.order.drain.all", "").is_none());
-            assert!(kick("billing").is_none());
-            let response: Value = serde_json::from_slice(&kick("moderator").unwrap()).unwrap();
-            assert_eq!((&response["ok"], &response["result"]["ended"]), (&true.into(), &1.into()), "{response}");
-            assert!(request("operator", "turn.order.drain.node.node-1", "").is_some());
-            // No one but nodes reads the secrets.
-            let store = "$KV.turn_state.>";
-            for user in ["moderator", "operator", "billing"] {
-                assert!(
-                    request(user, "$JS.API.STREAM.MSG.GET.KV_turn_state", r#"{"last_by_subj":"x"}"#).is_none(),
-                    "{user} {store}"
-                );
-            }
-            drop(call);
-            // Billing reads the events.
-            let events = engine.run_as("billing", "change-this-password-of-billing", async |_, jetstream| {
-                engine::read(&jetstream).await.unwrap_or_default()
-            });
-            assert!(engine::kinds(&events).contains_key("allocation.started"), "{:?}", engine::kinds(&events));
         });
     }
 }

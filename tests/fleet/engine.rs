@@ -30,12 +30,24 @@ fn program() -> Option<&'static str> {
         .find(|name| Command::new(name).arg("--version").output().is_ok())
 }
 
+/// The configuration of the first server without users. The others differ in names, ports and directories.
+const OPEN: &str = r#"
+server_name: engine-1
+listen: "127.0.0.1:4222"
+jetstream { store_dir: "/var/lib/nats", max_mem: 512M, max_file: 512M }
+cluster {
+    name: engine
+    listen: "127.0.0.1:6222"
+    routes: ["nats://127.0.0.1:6222", "nats://127.0.0.1:6223", "nats://127.0.0.1:6224"]
+}
+"#;
+
 /// A cluster of three servers with JetStream. Dropping it kills them.
 pub(crate) struct Engine {
     directory: TempDir,
     servers: Vec<Option<Process>>,
-    /// Further lines of the configuration of each server.
-    more: String,
+    /// The configuration of the first server.
+    config: &'static str,
     runtime: tokio::runtime::Runtime,
     login: Option<(String, String)>,
 }
@@ -43,14 +55,14 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the cluster, and waits until it stores what it gets.
     pub(crate) fn start() -> Self {
-        Self::start_with("", None)
+        Self::start_with(OPEN, None)
     }
 
-    /// The same with further lines of the configuration, and the user and password of the test.
-    pub(crate) fn start_with(more: &str, login: Option<(&str, &str)>) -> Self {
+    /// The same with the configuration of the first server, and the user and password of the test.
+    pub(crate) fn start_with(config: &'static str, login: Option<(&str, &str)>) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let login = login.map(|(user, password)| (user.to_owned(), password.to_owned()));
-        let mut engine = Self { directory: TempDir::new(), servers: Vec::new(), more: more.to_owned(), runtime, login };
+        let mut engine = Self { directory: TempDir::new(), servers: Vec::new(), config, runtime, login };
         for index in 0..SERVERS {
             engine.servers.push(None);
             engine.restart(index);
@@ -67,15 +79,17 @@ impl Engine {
 
     /// Starts a server that does not run.
     pub(crate) fn restart(&mut self, index: usize) {
-        let routes: Vec<String> = (0..SERVERS).map(|other| format!("nats://127.0.0.1:{}", 6222 + other)).collect();
-        let (port, route) = (4222 + index, 6222 + index);
         let store = self.directory.path().join(format!("js-{index}"));
-        let config = format!(
-            "server_name: engine-{index}\nlisten: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: {store:?}, max_mem: 512M, max_file: 512M }}\n\
-             cluster {{ name: engine, listen: \"127.0.0.1:{route}\", routes: {routes:?} }}\n{}\n",
-            self.more
-        );
+        let mut config = self.config.to_owned();
+        for (first, own) in [
+            ("server_name: engine-1", format!("server_name: engine-{index}")),
+            ("listen: \"127.0.0.1:4222\"", format!("listen: \"127.0.0.1:{}\"", 4222 + index)),
+            ("listen: \"127.0.0.1:6222\"", format!("listen: \"127.0.0.1:{}\"", 6222 + index)),
+            ("\"/var/lib/nats\"", format!("{store:?}")),
+        ] {
+            assert_eq!(config.matches(first).count(), 1, "{first}");
+            config = config.replace(first, &own);
+        }
         let file = self.directory.write(&format!("engine-{index}.conf"), &config);
         let mut command = Command::new(program().unwrap());
         self.servers[index] = Some(Process::start(command.arg("-c").arg(file), Some("nats-server")));
@@ -130,9 +144,15 @@ impl Engine {
         }
     }
 
-    /// Runs something with a connection of a user.
+    /// Runs something with a connection of a user, whose inboxes have the prefix of the sample configuration.
     pub(crate) fn run_as<T>(&self, user: &str, password: &str, work: impl AsyncFnOnce(Client, Context) -> T) -> T {
-        self.run_with(options().user_and_password(user.to_owned(), password.to_owned()), work)
+        let options = options().custom_inbox_prefix(format!("_INBOX_turn_{user}"));
+        self.run_with(options.user_and_password(user.to_owned(), password.to_owned()), work)
+    }
+
+    /// Runs something on the runtime of the connections.
+    pub(crate) fn wait_for<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 
     fn run_with<T>(&self, options: ConnectOptions, work: impl AsyncFnOnce(Client, Context) -> T) -> T {

@@ -431,6 +431,10 @@ async fn follow_orders(session: Rc<Session>) {
             else => return,
         };
         while running.try_join_next().is_some() {}
+        if message.reply.as_deref().is_some_and(|reply| !orders::is_inbox(reply)) {
+            session.malformed("an order", &message.subject, "its reply subject is no inbox");
+            continue;
+        }
         if running.len() >= ORDERS {
             if let Some(reply) = message.reply {
                 let busy = Err("the node carries out too many orders at present: try again".to_owned());

@@ -100,6 +100,7 @@ impl Engine {
     ) -> Result<Self, String> {
         let mut options = ConnectOptions::new()
             .name(name)
+            .custom_inbox_prefix(inbox_prefix(&fleet.name))
             .retry_on_initial_connect()
             .connection_timeout(CONNECT_TIME)
             .request_timeout(Some(REQUEST_TIME))
@@ -222,6 +223,12 @@ pub(crate) struct Connection {
     pub(crate) is_up: bool,
     /// The last error since the connection was up.
     pub(crate) error: Option<String>,
+}
+
+/// Returns the prefix of the inboxes of nodes, so that permissions can keep other users from them: the common state,
+/// with its secrets, is delivered to such an inbox.
+fn inbox_prefix(fleet: &str) -> String {
+    format!("_INBOX_{fleet}_node")
 }
 
 fn note(connected: &watch::Sender<Connection>, error: &impl Display) {

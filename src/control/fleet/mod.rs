@@ -15,6 +15,7 @@ mod state;
 pub(super) mod stream;
 
 use std::cell::RefCell;
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -117,10 +118,16 @@ pub(super) struct Counts {
 }
 
 /// A request of the operator at this node.
-#[derive(Debug)]
 pub(super) struct Request {
     pub(super) order: Value,
     pub(super) response: oneshot::Sender<Result<Value, String>>,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The order may have a secret or the name of a user.
+        f.debug_struct("Request").field("order", &self.order.get("order")).finish_non_exhaustive()
+    }
 }
 
 /// The ends of the thread that the HTTP server has.

@@ -45,6 +45,12 @@ pub(super) fn verb<'s>(subject: &'s str, fleet: &str) -> Option<&'s str> {
     rest.split('.').next()
 }
 
+/// Whether a response to this subject can only be a response. A node may publish more than whoever sent the order: a
+/// response to another subject could change what the engine stores.
+pub(super) fn is_inbox(reply: &str) -> bool {
+    reply.starts_with("_INBOX")
+}
+
 /// Reads the arguments of an order: an object, or nothing.
 pub(super) fn arguments(payload: &[u8]) -> Result<Map<String, Value>, String> {
     if payload.len() > MAX_ORDER {
@@ -267,6 +273,14 @@ mod tests {
         assert_eq!(verb("turn.order.kick.node.fra-1", "turn"), Some("kick"));
         assert_eq!(verb("turn.order.drain.all", "turn"), Some("drain"));
         assert_eq!(verb("other.order.drain.all", "turn"), None);
+    }
+
+    #[test]
+    fn a_response_goes_to_an_inbox_only() {
+        assert!(["_INBOX.a", "_INBOX_turn_operator.a.b"].into_iter().all(is_inbox));
+        let others =
+            ["$JS.API.STREAM.PURGE.turn_events", "$KV.turn_state.secret.2026", "turn.order.drain.all", "", "a._INBOX"];
+        assert!(!others.into_iter().any(is_inbox));
     }
 
     #[test]

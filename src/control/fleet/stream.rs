@@ -335,7 +335,6 @@ async fn with_engine(
     let [first, longest] = PAUSES;
     let mut pause = first;
     let mut was_logged = false;
-    let mut has_stream = false;
     loop {
         if !connection.borrow().is_up {
             shared.is_up.set(false);
@@ -344,14 +343,17 @@ async fn with_engine(
                 () = shared.stopping() => return,
             }
         }
-        let result = async {
-            if !has_stream {
-                engine.event_stream().await?;
-                has_stream = true;
-            }
-            shared.send(settings, engine).await
-        };
-        match result.await {
+        let mut result = shared.send(settings, engine).await;
+        if let Err(why) = &result
+            && connection.borrow().is_up
+        {
+            // The stream may be missing. It may also be in another account, in which this node can only publish.
+            result = match engine.event_stream().await {
+                Ok(()) => shared.send(settings, engine).await,
+                Err(opening) => Err(format!("{why}; {opening}")),
+            };
+        }
+        match result {
             Ok(is_more) => {
                 shared.is_up.set(true);
                 (pause, was_logged) = (first, false);
@@ -366,7 +368,6 @@ async fn with_engine(
             }
             Err(error) => {
                 shared.is_up.set(false);
-                has_stream = false;
                 if let Some(queue) = &mut *shared.queue.borrow_mut() {
                     queue.clear_usage();
                     let _ = queue.sync();
