@@ -284,6 +284,13 @@ mod tests {
     }
 
     #[test]
+    fn a_request_of_the_operator_does_not_print_its_secret() {
+        let order = json!({ "order": "secret-add", "with": { "id": "a", "secret": "0123456789abcdef" } });
+        let text = format!("{:?}", super::super::Request { order, response: oneshot::channel().0 });
+        assert!(text.contains("secret-add") && !text.contains("0123456789abcdef"), "{text}");
+    }
+
+    #[test]
     fn an_order_for_the_state_is_checked() {
         const NOW: u64 = 1_767_225_600;
         let order = |verb: &str, text: &str| state_order(verb, &arguments_of(text), NOW, 60);
