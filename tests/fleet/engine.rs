@@ -120,6 +120,13 @@ impl Engine {
         index
     }
 
+    /// Returns what the servers have logged about a user who tried what is not permitted.
+    pub(crate) fn violations(&self, user: &str) -> Vec<String> {
+        let user = format!(" Violation - User \"{user}\"");
+        let logs = self.servers.iter().flatten().flat_map(|server| server.stderr.so_far());
+        logs.filter(|line| line.contains(&user)).collect()
+    }
+
     fn wait_until_it_stores(&self) {
         let clock = Clock::start();
         loop {
