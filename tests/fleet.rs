@@ -2,11 +2,17 @@
 
 // `cfg(test)` makes clippy treat the helpers in a test binary as test code.
 #[cfg(test)]
+#[path = "fleet/cluster.rs"]
+mod cluster;
+#[cfg(test)]
 #[path = "fleet/engine.rs"]
 mod engine;
 #[cfg(test)]
 #[path = "http/client.rs"]
 mod http;
+#[cfg(test)]
+#[path = "fleet/node.rs"]
+mod node;
 #[cfg(test)]
 mod support;
 
@@ -15,7 +21,6 @@ mod fleet {
     mod users;
 
     use std::collections::{BTreeMap, BTreeSet};
-    use std::fmt::Write as _;
     use std::net::{SocketAddr, UdpSocket};
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
@@ -23,25 +28,25 @@ mod fleet {
 
     use nix::sys::signal::Signal;
     use serde_json::Value;
-    use turnserver::auth::KeyHash;
     use turnserver::client::{Allocate, Families, Request};
     use turnserver::clock::{Clock, unix_seconds};
     use turnserver::net::limits::raise_open_files;
     use turnserver::stun::Method;
     use turnserver::stun::attribute::{AddressFamily, AlternateServer};
 
+    use crate::cluster;
     use crate::engine::{self, Engine};
     use crate::http::Http;
+    use crate::node::{KEY, Node};
     use crate::support::client::{self, Client, Login, Session};
     use crate::support::network::in_own_network;
-    use crate::support::{Controlled, REALM, SECRET, TIMEOUT, TempDir, skip};
+    use crate::support::{Controlled, TIMEOUT, TempDir, skip};
 
     const NODES: usize = 5;
-    const KEY: &str = "a key of an application for tests";
 
     /// Runs a test in a namespace of its own, if the engine is installed.
     fn with_engine(test: impl FnOnce() + Send) {
-        if !engine::is_installed() {
+        if !cluster::is_installed() {
             return skip("nats-server is missing");
         }
         in_own_network(&["link set lo up"], test);
@@ -74,22 +79,15 @@ mod fleet {
         }
 
         fn config(&self, index: usize) -> String {
-            let (address, hash) = (format!("127.0.1.{}", index + 1), KeyHash::of(KEY.as_bytes()).to_hex());
-            let state = self.directory.path().join(name(index));
-            std::fs::create_dir_all(&state).unwrap();
-            let mut config = format!("node = \"{}\"\nstate-directory = {state:?}\nrealm = \"{REALM}\"\n", name(index));
-            write!(
-                config,
-                "workers = 1\n[listen]\nudp = [\"{address}:3478\"]\ntcp = []\n[relay]\naddresses = [\"{address}\"]\n\
-                 ports = \"20000-23999\"\n[auth]\nsecrets = [{SECRET:?}]\n[peers]\nallow = [\"127.0.0.1\"]\n\
-                 [log]\nformat = \"json\"\n[offload]\nmode = \"off\"\n[http]\nlisten = [\"{address}:9641\"]\n\
-                 [[http.keys]]\nname = \"app\"\nsha256 = \"{hash}\"\n[fleet]\nservers = {}\n{}\n{}\n",
-                Engine::servers(),
-                self.keys,
-                self.more
-            )
-            .unwrap();
-            config
+            let node = Node {
+                name: &name(index),
+                address: &Self::address(index).ip().to_string(),
+                peers: &["127.0.0.1".to_owned()],
+                state: &self.directory.path().join(name(index)),
+                keys: &self.keys,
+                more: &self.more,
+            };
+            node.config()
         }
 
         /// Starts a node that does not run.
@@ -128,6 +126,16 @@ mod fleet {
 
         fn client(index: usize) -> Client {
             Client::new(Self::address(index))
+        }
+
+        /// Returns the URLs of the nodes that drain, as a node says to an application.
+        fn draining(index: usize) -> Vec<String> {
+            let address = SocketAddr::new(Self::address(index).ip(), 9641);
+            let headers = format!("Authorization: Bearer {KEY}\r\n");
+            let response = Http::tcp(address).request("GET", "/v1/ice-servers/draining", &headers, b"");
+            assert_eq!(response.status, 200, "{}", response.body);
+            let value: Value = serde_json::from_str(&response.body).unwrap();
+            value["urls"].as_array().unwrap().iter().map(|url| url.as_str().unwrap().to_owned()).collect()
         }
 
         /// Requests credentials at a node. Returns the addresses in them, and the login.
@@ -292,6 +300,8 @@ mod fleet {
                 }
             };
             wait_within(Duration::from_secs(5), avoids(1));
+            // Applications can ask, too, and move their calls.
+            assert_eq!(Fleet::draining(0), ["turn:127.0.1.2:3478?transport=udp"]);
             let (_, killed) = wait_within(Duration::from_secs(12), avoids(4));
             assert!(killed < Duration::from_secs(10), "{killed:?}");
             eprintln!("a killed node was out after {:.1} s", killed.as_secs_f64());

@@ -21,7 +21,7 @@ mod credentials {
     use crate::support::certificates::Authority;
     use crate::support::client::{Client, Login};
     use crate::support::network::{in_own_network, ip};
-    use crate::support::{LogLine, Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
+    use crate::support::{Controlled, LogLine, Server, TIMEOUT, TempDir, config, config_without_secret, run, with_tls};
 
     const KEY: &str = "turn_a-key-for-tests";
     const HTTP: &str = "[http]\nlisten = [\"127.0.0.1:0\"]\n";
@@ -192,6 +192,32 @@ mod credentials {
         assert_eq!(refusals.len(), 5, "eight refusals within a minute");
         assert_eq!(refusals[2].field("key").as_deref(), Some("app"));
         assert!(!format!("{logs:?}").contains("a-wrong-key") && !format!("{logs:?}").contains(KEY));
+    }
+
+    #[test]
+    fn whoever_has_a_key_learns_whether_the_relay_drains() {
+        let server = Controlled::start(&format!("{HTTP}{}", key("app", KEY, &format!("origins = [{PAGE:?}]"))));
+        let get = |headers: &str| send(&server.server, "GET", "/v1/ice-servers/draining", headers, "");
+        let urls = || {
+            let response = get(&bearer(KEY));
+            assert_eq!((response.status, response.header("cache-control")), (200, Some("no-store")), "{response:?}");
+            json(&response)["urls"].take()
+        };
+        assert_eq!(urls(), json!([]));
+        // A server that drains ends with its last session.
+        let _session = server.allocate("ann");
+        server.lines(&["drain"]);
+        assert_eq!(urls(), expected_urls(&server.server));
+        server.lines(&["resume"]);
+        assert_eq!(urls(), json!([]));
+
+        assert_refused(&get(""), 401, "there is no key");
+        assert_refused(&get(&bearer("turn_wrong")), 401, "the key is not valid");
+        assert_refused(&get(&format!("Origin: https://evil.example\r\n{}", bearer(KEY))), 403, "`origins`");
+        let page = get(&format!("Origin: {PAGE}\r\n{}", bearer(KEY)));
+        assert_eq!((page.status, page.header("access-control-allow-origin")), (200, Some(PAGE)));
+        let post = send(&server.server, "POST", "/v1/ice-servers/draining", &bearer(KEY), "");
+        assert_refused(&post, 405, "use GET");
     }
 
     #[test]

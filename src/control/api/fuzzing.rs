@@ -16,7 +16,7 @@ use hyper::{Request, StatusCode};
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::{Access, Api, Inputs, Published, Reload};
+use super::{Access, Api, Inputs, Published, Reload, draining};
 use crate::auth::{KeyHash, Secret};
 use crate::clock::Clock;
 use crate::config::{Config, HttpKey, LogLevel, Offload as OffloadConfig, OffloadMode};
@@ -142,7 +142,8 @@ async fn respond(api: &Api, text: &[u8], link: &mut String) {
     assert!(!leaks(SECRET) && !leaks(TOKEN), "no response has a secret");
     let is_json = parts.headers.get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let json: Option<Value> = is_json.then(|| serde_json::from_str(&body).expect("JSON is well-formed"));
-    let is_form = path == "/v1/ice-servers" || path == "/turn" || path.starts_with("/v1/turn/keys/");
+    let is_form =
+        path == "/v1/ice-servers" || path == draining::PATH || path == "/turn" || path.starts_with("/v1/turn/keys/");
     match path.as_str() {
         // Without access, a client learns nothing, not even from an error.
         "/metrics" | "/healthz" | "/readyz" => {

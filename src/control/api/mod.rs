@@ -49,7 +49,7 @@ use crate::privacy::Privacy;
 use crate::turn::{Instant, Ledger, Operator};
 use crate::worker::Totals;
 pub(super) use access::Access;
-use credentials::Form;
+use credentials::{Form, draining};
 use health::Health;
 use log_limit::LogLimit;
 pub(super) use reload::Reload;
@@ -160,6 +160,8 @@ enum Route<'p> {
     /// What only the operator may see and change.
     Steer(Resource<'p>, Operator),
     Credentials(Form<'p>),
+    /// The relays that drain, for applications with credentials.
+    Draining,
     Test(Page),
     /// The token of a challenge (RFC 8555 §8.3).
     Challenge(&'p str),
@@ -185,6 +187,7 @@ impl<'p> Route<'p> {
             (_, Client::Address(_)) if path.starts_with(CHALLENGE) => {
                 Some(Self::Challenge(path.strip_prefix(CHALLENGE)?))
             }
+            (draining::PATH, Client::Address(_)) => Some(Self::Draining),
             (_, Client::Address(_)) => Form::of(path).map(Self::Credentials).or_else(|| Page::of(path).map(Self::Test)),
         }
     }
@@ -208,13 +211,14 @@ impl Handler for Api {
             }
             Route::Challenge(_) => response::refuse_method(request.method(), "GET, HEAD"),
             Route::Steer(resource, _) => response::refuse_method(request.method(), resource.methods()),
-            Route::Credentials(form) => self.refuse_credentials(form, client, request),
+            Route::Credentials(form) => self.refuse_credentials(form, form.methods(), client, request),
+            Route::Draining => self.refuse_credentials(Form::IceServers, draining::METHODS, client, request),
             Route::Test(page) => self.refuse_page(page, request),
         }
     }
 
     fn complete(&self, client: &Client, request: &Request<()>, response: &mut Response<Full<Bytes>>) {
-        if let Some(Route::Credentials(_)) = Route::of(client, request.uri().path()) {
+        if let Some(Route::Credentials(_) | Route::Draining) = Route::of(client, request.uri().path()) {
             self.allow_page(request, response);
         }
     }
@@ -228,6 +232,7 @@ impl Handler for Api {
             Some(Route::Metrics) => self.metrics(&request).await,
             Some(Route::Steer(resource, operator)) => self.steer(resource, operator, &request).await,
             Some(Route::Credentials(form)) => self.credentials(form, client, &request),
+            Some(Route::Draining) => self.draining(client, &request),
             Some(Route::Test(page)) => self.serve_page(page, client, &request),
         }
     }

@@ -1,6 +1,7 @@
 //! Credentials over HTTP, for applications with an API key. docs/credentials.md describes the requests and responses.
 
 mod cors;
+pub(super) mod draining;
 mod limits;
 mod outcome;
 mod refusal;
@@ -67,7 +68,7 @@ impl<'p> Form<'p> {
     }
 
     /// Returns the supported methods.
-    fn methods(self) -> &'static str {
+    pub(super) fn methods(self) -> &'static str {
         match self {
             Self::TurnRest => "GET, POST, OPTIONS",
             _ => "POST, OPTIONS",
@@ -143,6 +144,7 @@ impl Api {
     pub(super) fn refuse_credentials<B>(
         &self,
         form: Form<'_>,
+        methods: &'static str,
         client: &Client,
         request: &Request<B>,
     ) -> Option<Response<Full<Bytes>>> {
@@ -153,12 +155,12 @@ impl Api {
         }
         let cors = Cors::new(request, &published.keys);
         if *request.method() == Method::OPTIONS {
-            let response = cors.preflight(form.methods());
+            let response = cors.preflight(methods);
             return Some(
                 response.unwrap_or_else(|refusal| self.conclude(form, &published, client, request, Err(refusal))),
             );
         }
-        if let Some(mut refusal) = response::refuse_method(request.method(), form.methods()) {
+        if let Some(mut refusal) = response::refuse_method(request.method(), methods) {
             cors.allow(&mut refusal);
             return Some(refusal);
         }
@@ -217,7 +219,7 @@ impl Api {
         };
         let given = parameters.key().or_else(|| bearer(request));
         let key = self.key(form, &published.keys, client, given)?;
-        let with_name = |refusal: Refusal| Refusal { key: Some(key.name.clone()), ..refusal };
+        let with_name = |refusal: Refusal| refusal.with_key(key);
         self.check(key, request).map_err(with_name)?;
         let wish = match form {
             Form::TurnRest => Wish::of_parameters(&parameters),

@@ -49,6 +49,11 @@ impl Refusal {
         Self { message: message.into(), ..self }
     }
 
+    /// Names the key of the request.
+    pub(super) fn with_key(self, key: &HttpKey) -> Self {
+        Self { key: Some(key.name.clone()), ..self }
+    }
+
     pub(super) fn bad_request(reason: &'static str) -> Self {
         Self::new(Outcome::BadRequest, reason)
     }

@@ -1,0 +1,91 @@
+//! The processes of a cluster of NATS servers.
+
+use std::fs;
+use std::net::TcpStream;
+use std::process::Command;
+
+use crate::support::{Process, TempDir};
+
+/// The servers of the cluster. They have fixed ports in the network namespace of the test.
+pub(crate) const SERVERS: usize = 3;
+
+/// The configuration of the first server without users. The others differ in names, ports and directories.
+pub(crate) const OPEN: &str = r#"
+server_name: engine-1
+listen: "127.0.0.1:4222"
+jetstream { store_dir: "/var/lib/nats", max_mem: 512M, max_file: 512M }
+cluster {
+    name: engine
+    listen: "127.0.0.1:6222"
+    routes: ["nats://127.0.0.1:6222", "nats://127.0.0.1:6223", "nats://127.0.0.1:6224"]
+}
+"#;
+
+/// Returns whether Debian's `nats-server` is there.
+pub(crate) fn is_installed() -> bool {
+    program().is_some()
+}
+
+fn program() -> Option<&'static str> {
+    // Debian installs it where only root's PATH may lead.
+    ["nats-server", "/usr/sbin/nats-server"]
+        .into_iter()
+        .find(|name| Command::new(name).arg("--version").output().is_ok())
+}
+
+/// Returns the `servers` of `[fleet]`.
+pub(crate) fn servers() -> String {
+    let servers: Vec<String> = (0..SERVERS).map(|index| format!("nats://127.0.0.1:{}", 4222 + index)).collect();
+    format!("{servers:?}")
+}
+
+/// A cluster of three servers with JetStream. Dropping it kills them.
+pub(crate) struct Cluster {
+    directory: TempDir,
+    servers: Vec<Option<Process>>,
+    /// The configuration of the first server.
+    config: &'static str,
+}
+
+impl Cluster {
+    /// Starts the servers with the configuration of the first one.
+    pub(crate) fn start(config: &'static str) -> Self {
+        let mut cluster = Self { directory: TempDir::new(), servers: Vec::new(), config };
+        for index in 0..SERVERS {
+            cluster.servers.push(None);
+            cluster.restart(index);
+        }
+        cluster
+    }
+
+    /// Starts a server that does not run.
+    pub(crate) fn restart(&mut self, index: usize) {
+        let store = self.directory.path().join(format!("js-{index}"));
+        let mut config = self.config.to_owned();
+        for (first, own) in [
+            ("server_name: engine-1", format!("server_name: engine-{index}")),
+            ("listen: \"127.0.0.1:4222\"", format!("listen: \"127.0.0.1:{}\"", 4222 + index)),
+            ("listen: \"127.0.0.1:6222\"", format!("listen: \"127.0.0.1:{}\"", 6222 + index)),
+            ("\"/var/lib/nats\"", format!("{store:?}")),
+        ] {
+            assert_eq!(config.matches(first).count(), 1, "{first}");
+            config = config.replace(first, &own);
+        }
+        let file = self.directory.write(&format!("engine-{index}.conf"), &config);
+        let mut command = Command::new(program().unwrap());
+        self.servers[index] = Some(Process::start(command.arg("-c").arg(file), Some("nats-server")));
+    }
+
+    /// Kills a server.
+    pub(crate) fn kill(&mut self, index: usize) {
+        drop(self.servers[index].take());
+        while TcpStream::connect(("127.0.0.1", u16::try_from(4222 + index).unwrap())).is_ok() {}
+    }
+
+    /// Kills all servers, removes what they have stored, and starts them again.
+    pub(crate) fn lose_everything(&mut self) {
+        (0..SERVERS).for_each(|index| self.kill(index));
+        (0..SERVERS).for_each(|index| fs::remove_dir_all(self.directory.path().join(format!("js-{index}"))).unwrap());
+        (0..SERVERS).for_each(|index| self.restart(index));
+    }
+}
