@@ -138,9 +138,10 @@ pub struct Serve {
     #[arg(long, value_name = "URL")]
     pub turn_url: Vec<String>,
 
-    /// The endpoint of the relay that makes credentials (docs/credentials.md), in place of --config.
+    /// The endpoint of the relay that makes credentials (docs/credentials.md), in place of --config. Can be repeated, with
+    /// those of other relays of a fleet, which are used if one does not respond.
     #[arg(long, value_name = "URL", requires = "credentials_key_file", conflicts_with = "turn_url")]
-    pub credentials_url: Option<String>,
+    pub credentials_url: Vec<String>,
 
     /// A file with the key for --credentials-url.
     #[arg(long, value_name = "FILE", requires = "credentials_url")]

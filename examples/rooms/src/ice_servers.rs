@@ -1,13 +1,18 @@
 //! The credentials for the relay: made here with the secret of the relay, or fetched from its endpoint.
 
+mod draining;
 mod endpoint;
 mod minted;
 
+use std::future::pending;
 use std::path::PathBuf;
 
+pub use draining::Draining;
+pub(crate) use draining::Moves;
 pub use endpoint::Endpoint;
 pub use minted::Minted;
 
+use tokio::sync::watch;
 use turnserver::clock::unix_seconds;
 
 use crate::message::Ice;
@@ -55,13 +60,8 @@ pub enum IceError {
     #[error("--credentials-url {0} is not an http or https URL")]
     Url(String),
     /// The endpoint did not give credentials.
-    #[error("{url} gave no credentials: {reason}")]
-    Endpoint {
-        /// The URL.
-        url: String,
-        /// Why not.
-        reason: String,
-    },
+    #[error("there are no credentials: {0}")]
+    Endpoint(String),
 }
 
 impl IceServers {
@@ -76,5 +76,22 @@ impl IceServers {
         };
         ice.lifetime = ice.expires.saturating_sub(unix_seconds());
         Ok(ice)
+    }
+
+    /// Learns which relays drain, until the caller stops.
+    pub(crate) async fn follow(&self) {
+        match self {
+            // Its relay has no other one to move to.
+            Self::Minted(_) => pending().await,
+            Self::Fetched(endpoint) => endpoint.follow().await,
+        }
+    }
+
+    /// Returns the relays of a participant, of which there are none yet.
+    pub(crate) fn moves(&self) -> Moves {
+        Moves::new(match self {
+            Self::Minted(_) => watch::channel(Draining::default()).1,
+            Self::Fetched(endpoint) => endpoint.draining(),
+        })
     }
 }

@@ -345,7 +345,7 @@ pub struct Limits {
 }
 
 /// How to reach the relay (`RTCConfiguration`), and until when.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ice {
     /// The URLs with credentials.
@@ -355,6 +355,16 @@ pub struct Ice {
     /// How many seconds that is from now. The clock of a participant may be wrong.
     #[serde(default)]
     pub lifetime: u64,
+    /// Whether connections use these at once: a relay of those before drains.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub at_once: bool,
+}
+
+impl Ice {
+    /// Returns the URLs of the relays.
+    pub(crate) fn urls(&self) -> impl Iterator<Item = &String> {
+        self.ice_servers.iter().flat_map(|server| &server.urls)
+    }
 }
 
 /// URLs with a credential (`RTCIceServer`).

@@ -275,14 +275,23 @@ impl Task {
 
 /// Waits until there are new credentials, and then for a random time, so that not all allocate at the same time. Without a
 /// clock: credentials are renewed before they expire, so those before last for at least a part of the time between both.
-/// The end of the wait is kept in `at`: after an attempt that failed, only the pause follows.
+/// Those for use at once have no such time. The end of the wait is kept in `at`: after an attempt that failed, only the
+/// pause follows.
 async fn renewal(ice: &mut watch::Receiver<Ice>, used: &Ice, at: &mut Option<Instant>) {
-    while ice.borrow_and_update().ice_servers == used.ice_servers {
-        changed(ice).await;
+    loop {
+        while ice.borrow_and_update().ice_servers == used.ice_servers {
+            changed(ice).await;
+        }
+        let between = ice.borrow().expires.saturating_sub(used.expires);
+        let most = Duration::from_secs(between.min(24 * 60 * 60) / 4);
+        let most = if ice.borrow().at_once { Duration::ZERO } else { most };
+        tokio::select! {
+            () = sleep_until(*at.get_or_insert_with(|| Instant::now() + random_part(most))) => return,
+            () = changed(ice) => if ice.borrow().at_once {
+                *at = Some(Instant::now());
+            },
+        }
     }
-    let between = ice.borrow().expires.saturating_sub(used.expires);
-    let most = Duration::from_secs(between.min(24 * 60 * 60) / 4);
-    sleep_until(*at.get_or_insert_with(|| Instant::now() + random_part(most))).await;
 }
 
 /// Waits for other credentials.
@@ -294,7 +303,7 @@ async fn changed(ice: &mut watch::Receiver<Ice>) {
 }
 
 /// Returns a random time up to `most`.
-fn random_part(most: Duration) -> Duration {
+pub(crate) fn random_part(most: Duration) -> Duration {
     let mut random = [0; 4];
     // Without it, the time is zero.
     let _ = getrandom::getrandom(&mut random);
@@ -308,7 +317,12 @@ mod tests {
 
     fn ice(username: &str, expires: u64) -> Ice {
         let (username, credential) = (username.to_owned(), String::new());
-        Ice { ice_servers: vec![IceServer { urls: Vec::new(), username, credential }], expires, lifetime: 3_600 }
+        Ice {
+            ice_servers: vec![IceServer { urls: Vec::new(), username, credential }],
+            expires,
+            lifetime: 3_600,
+            at_once: false,
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -327,5 +341,21 @@ mod tests {
         let failed = Instant::now();
         renewal(&mut receiver, &used, &mut at).await;
         assert!(failed.elapsed() <= PAUSES.0 + Duration::from_millis(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_for_use_at_once_end_the_wait() {
+        let used = ice("old", 3_600);
+        let (credentials, mut receiver) = watch::channel(ice("new", 90_000));
+        let (mut at, begin) = (Some(Instant::now() + Duration::from_secs(1_000)), Instant::now());
+        let renewed = async {
+            renewal(&mut receiver, &used, &mut at).await;
+            begin.elapsed()
+        };
+        let change = async {
+            sleep(Duration::from_secs(10)).await;
+            credentials.send_replace(Ice { at_once: true, ..ice("newer", 90_000) });
+        };
+        assert!(tokio::join!(renewed, change).0 <= Duration::from_secs(11));
     }
 }

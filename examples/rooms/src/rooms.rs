@@ -159,7 +159,8 @@ mod tests {
     fn rooms_with(most: usize, hosts: Vec<IpAddr>) -> Rooms {
         // Any file is as good as one with a key: no request is sent.
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
-        let key = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &path, String::new(), 60).unwrap();
+        let key =
+            crate::ice_servers::Endpoint::new(&["http://127.0.0.1:1/".to_owned()], &path, String::new(), 60).unwrap();
         let (ice, (_, stop)) = (Arc::new(IceServers::Fetched(Box::new(key))), tokio::sync::watch::channel(false));
         let trust = crate::connect::Trust::default();
         Rooms::new(most, Arc::new(sfu::Settings { hosts, ice, trust, _stop: stop }))

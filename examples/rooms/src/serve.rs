@@ -154,10 +154,14 @@ impl Server {
         let Self { listener, identity, application, proxies, mut relay, stop, .. } = self;
         let (places, routes) = (Arc::<Places>::default(), http::routes(Arc::clone(&application)));
         let mut sweep = interval(SWEEP);
+        let ice = Arc::clone(&application.ice);
+        let draining = ice.follow();
+        tokio::pin!(draining);
         tokio::pin!(stopped);
         let result = loop {
             tokio::select! {
                 () = &mut stopped => break Ok(()),
+                () = &mut draining => {}
                 () = ended(&mut relay) => break Err(ServeError::RelayEnded),
                 _ = sweep.tick() => application.rooms.sweep(),
                 accepted = listener.accept() => match accepted {
@@ -287,12 +291,13 @@ fn sfu_hosts(given: Option<IpAddr>, listener: IpAddr) -> Vec<IpAddr> {
 }
 
 async fn ice_servers(options: &Serve, trust: &Trust) -> Result<(IceServers, Option<OwnRelay>), IceError> {
-    Ok(match (&options.credentials_url, &options.credentials_key_file) {
-        (Some(url), Some(key_file)) => {
-            let endpoint = Endpoint::new(url, key_file, options.user_prefix.clone(), options.lifetime)?;
+    Ok(match &options.credentials_key_file {
+        Some(key_file) => {
+            let urls = &options.credentials_url;
+            let endpoint = Endpoint::new(urls, key_file, options.user_prefix.clone(), options.lifetime)?;
             (IceServers::Fetched(Box::new(endpoint.with_trust(trust.clone()))), None)
         }
-        _ => {
+        None => {
             let urls = options.turn_url.clone();
             let (minted, relay) = Minted::from_config(&options.config, urls, options.lifetime).await?;
             (IceServers::Minted(minted), relay)

@@ -129,8 +129,7 @@ fn channel() -> (Sfu, Commands) {
 }
 
 async fn run(settings: Arc<Settings>, user: String, commands: Commands) {
-    let nothing = Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 };
-    let (sender, credentials) = watch::channel(nothing);
+    let (sender, credentials) = watch::channel(Ice::default());
     let renewal = keep_credentials(&settings.ice, &user, sender);
     match Network::open(&settings.hosts, credentials, settings.trust.clone()).await {
         Ok(network) => tokio::select! {
@@ -143,10 +142,12 @@ async fn run(settings: Arc<Settings>, user: String, commands: Commands) {
 
 /// Renews the credentials of the unit, for ever.
 async fn keep_credentials(ice: &IceServers, user: &str, sender: watch::Sender<Ice>) {
+    let (mut moves, mut next) = (ice.moves(), ice.get(user).await);
     loop {
-        let next = match ice.get(user).await {
+        let renewal = match next {
             Ok(new) => {
                 let lifetime = new.expires.saturating_sub(unix_seconds());
+                moves.note(&new);
                 sender.send_replace(new);
                 Duration::from_secs((lifetime * 2 / 3).max(1))
             }
@@ -155,7 +156,15 @@ async fn keep_credentials(ice: &IceServers, user: &str, sender: watch::Sender<Ic
                 RETRY
             }
         };
-        sleep_until(Instant::now() + next).await;
+        let renewal = Instant::now() + renewal;
+        next = loop {
+            tokio::select! {
+                () = sleep_until(renewal) => break ice.get(user).await,
+                () = moves.due() => if let Some(new) = moves.elsewhere(ice, user).await {
+                    break Ok(new);
+                },
+            }
+        };
     }
 }
 
@@ -197,7 +206,7 @@ mod tests {
     async fn a_unit_that_cannot_start_has_ended_and_takes_no_commands() {
         let key = std::env::temp_dir().join(format!("rooms-{}-key-of-a-unit", std::process::id()));
         std::fs::write(&key, "a_key").unwrap();
-        let endpoint = crate::ice_servers::Endpoint::new("http://127.0.0.1:1/", &key, String::new(), 60);
+        let endpoint = crate::ice_servers::Endpoint::new(&["http://127.0.0.1:1/".to_owned()], &key, String::new(), 60);
         std::fs::remove_file(&key).unwrap();
         let (ice, (_, stop)) = (IceServers::Fetched(Box::new(endpoint.unwrap())), watch::channel(false));
         // RFC 5737: no machine has this address.

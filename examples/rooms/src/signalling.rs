@@ -10,6 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout
 use turnserver::clock::unix_seconds;
 
 use crate::http::Application;
+use crate::ice_servers::Moves;
 use crate::id::{ParticipantId, ResumeKey, RoomId};
 use crate::message::{Address, ErrorCode, FromParticipant, Ice, Kind, Name, Peer, Signal, ToParticipant};
 use crate::outbox::Inbox;
@@ -199,6 +200,8 @@ impl Connection {
         let mut ping = interval_at(now + PING, PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut last_heard, mut renewal) = (now, ice.as_ref().map_or(now + RENEWAL_RETRY, renewal));
+        let mut moves = application.ice.moves();
+        ice.iter().for_each(|ice| moves.note(ice));
         loop {
             tokio::select! {
                 received = self.receive() => {
@@ -206,7 +209,7 @@ impl Connection {
                     let Some(message) = self.read(received?).await? else { continue };
                     match self.handle(application, membership, message).await? {
                         ControlFlow::Continue(None) => {}
-                        ControlFlow::Continue(Some(ice)) => renewal = self.send_ice(ice).await?,
+                        ControlFlow::Continue(Some(ice)) => renewal = self.send_ice(ice, &mut moves).await?,
                         ControlFlow::Break(()) => return Ok(()),
                     }
                 }
@@ -221,16 +224,21 @@ impl Connection {
                     self.send_frame(Message::Ping(Default::default())).await?;
                 }
                 () = sleep_until(renewal) => match credentials(application, &membership.id).await {
-                    Ok(ice) => renewal = self.send_ice(ice).await?,
+                    Ok(ice) => renewal = self.send_ice(ice, &mut moves).await?,
                     // The call goes on without. The next ICE restart needs new ones.
                     Err(_) => renewal = Instant::now() + RENEWAL_RETRY,
+                },
+                () = moves.due() => if let Some(ice) = moves.elsewhere(&application.ice, membership.id.as_str()).await {
+                    tracing::info!(room = %membership.room.short(), "a participant moves: its relay drains");
+                    renewal = self.send_ice(ice, &mut moves).await?;
                 },
             }
         }
     }
 
-    async fn send_ice(&mut self, ice: Ice) -> Result<Instant, End> {
+    async fn send_ice(&mut self, ice: Ice, moves: &mut Moves) -> Result<Instant, End> {
         let renewal = renewal(&ice);
+        moves.note(&ice);
         self.send(&ToParticipant::Ice(ice)).await?;
         Ok(renewal)
     }

@@ -14,6 +14,10 @@ mod calls;
 #[path = "browser/changes.rs"]
 mod changes;
 #[cfg(test)]
+#[allow(dead_code, reason = "these tests use a part of it")]
+#[path = "../../../tests/fleet/cluster.rs"]
+mod cluster;
+#[cfg(test)]
 #[path = "browser/data.rs"]
 mod data;
 #[cfg(test)]
@@ -29,6 +33,9 @@ mod file;
 #[path = "browser/firefox.rs"]
 mod firefox;
 #[cfg(test)]
+#[path = "browser/fleet.rs"]
+mod fleet;
+#[cfg(test)]
 #[path = "browser/groups.rs"]
 mod groups;
 #[cfg(test)]
@@ -43,6 +50,9 @@ mod moves;
 #[cfg(test)]
 #[path = "browser/networks.rs"]
 mod networks;
+#[cfg(test)]
+#[path = "../../../tests/fleet/node.rs"]
+mod node;
 #[cfg(test)]
 #[path = "browser/participant.rs"]
 mod participant;

@@ -30,7 +30,7 @@ fn ice_for(url: String, lifetime: u64) -> Ice {
     let expires = unix_seconds() + lifetime;
     let credential = time_limited::mint(&Secret::new(SECRET).unwrap(), Some("test"), expires);
     let (username, credential) = (credential.username, credential.password.as_str().to_owned());
-    Ice { ice_servers: vec![IceServer { urls: vec![url], username, credential }], expires, lifetime }
+    Ice { ice_servers: vec![IceServer { urls: vec![url], username, credential }], expires, lifetime, at_once: false }
 }
 
 fn start(ice: watch::Receiver<Ice>) -> Relay {
@@ -169,8 +169,7 @@ async fn a_server_that_is_not_there_is_left_for_the_next_one() {
 #[tokio::test]
 async fn credentials_that_come_later_are_used_at_once() {
     let process = RelayProcess::start();
-    let nothing = Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 };
-    let (credentials, receiver) = watch::channel(nothing);
+    let (credentials, receiver) = watch::channel(Ice::default());
     let mut relay = start(receiver);
     // The pauses between attempts without success grow to many seconds.
     assert!(timeout(Duration::from_secs(2), relay.next()).await.is_err());

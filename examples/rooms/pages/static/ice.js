@@ -6,7 +6,8 @@ const RESPONSE_MS = 8000;
 /**
  * The iceServers with their expiry, and the policy with which connections use them.
  *
- * Event `change`: connections apply the new configuration with `setConfiguration`. Existing relay allocations go on with
+ * Event `change`: connections apply the new configuration with `setConfiguration`. Event `move`, after it: they gather
+ * anew, because a relay that they may use drains. Existing relay allocations go on with
  * the credentials with which they were made, after whose expiry the relay ends them, at once or some time later. The next
  * gathering uses the new ones.
  */
@@ -28,12 +29,13 @@ export class Ice extends Emitter {
     signalling.on("ice", (message) => this.update(message));
   }
 
-  /** Takes over `{iceServers, expires, lifetime}` from the server. */
-  update({ iceServers, expires, lifetime }) {
+  /** Takes over `{iceServers, expires, lifetime, atOnce}` from the server. */
+  update({ iceServers, expires, lifetime, atOnce }) {
     this.#servers = iceServers;
     this.expires = expires;
     this.until = performance.now() + lifetime * 1000;
     this.emit("change");
+    if (atOnce) this.emit("move");
   }
 
   configuration() {

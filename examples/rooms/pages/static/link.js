@@ -37,6 +37,10 @@ export class Link extends Emitter {
   #renewalTimer = 0;
   #until = 0;
   #applyConfiguration = () => this.pc.setConfiguration(this.#ice.configuration());
+  #move = () => {
+    this.#renewIn(RENEWAL_RETRY_MS); // if the connection has not begun yet
+    this.restart("renewal");
+  };
 
   /**
    * `send` takes `{description}`, `{candidate}` or `{restart}` for the other side. The polite side gives way when both
@@ -50,6 +54,7 @@ export class Link extends Emitter {
     this.#offers = offers;
     this.pc = new RTCPeerConnection(ice.configuration());
     ice.addEventListener("change", this.#applyConfiguration);
+    ice.addEventListener("move", this.#move);
 
     this.pc.addEventListener("negotiationneeded", () => this.#offer());
     this.pc.addEventListener("icecandidate", ({ candidate }) => send({ candidate: candidate?.toJSON() ?? null }));
@@ -99,6 +104,7 @@ export class Link extends Emitter {
     clearTimeout(this.#renewalTimer);
     clearTimeout(this.#answerTimer);
     this.#ice.removeEventListener("change", this.#applyConfiguration);
+    this.#ice.removeEventListener("move", this.#move);
     this.pc.close();
   }
 

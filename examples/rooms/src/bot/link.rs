@@ -298,7 +298,7 @@ mod tests {
 
     /// Returns a network without addresses.
     async fn network() -> Network {
-        let (_, credentials) = watch::channel(Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 });
+        let (_, credentials) = watch::channel(Ice::default());
         Network::open(&[], credentials, Trust::default()).await.unwrap()
     }
 

@@ -63,6 +63,6 @@ impl Minted {
             username: credential.username,
             credential: credential.password.as_str().to_owned(),
         };
-        Ice { ice_servers: vec![server], expires, lifetime: self.lifetime }
+        Ice { ice_servers: vec![server], expires, lifetime: self.lifetime, at_once: false }
     }
 }

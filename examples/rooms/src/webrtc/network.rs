@@ -246,7 +246,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_host_address_sends_to_loopback_addresses_only_if_it_is_one() {
-        let credentials = Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 };
+        let credentials = Ice::default();
         let (_sender, credentials) = watch::channel(credentials);
         let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let destination = peer.local_addr().unwrap();

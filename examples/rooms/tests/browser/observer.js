@@ -1,10 +1,13 @@
 // Runs before the scripts of a page. Keeps its connections, because the tests read getStats() themselves.
 const connections = [];
 const channels = [];
+// The states that the connections have had.
+const states = [];
 window.RTCPeerConnection = class extends RTCPeerConnection {
   constructor(...options) {
     super(...options);
     connections.push(this);
+    this.addEventListener("connectionstatechange", () => states.push(this.connectionState));
   }
 
   createDataChannel(...options) {
@@ -44,6 +47,18 @@ window.observer = {
   // The number of connections that this page has made.
   made: () => connections.length,
 
+  states: () => [...states],
+
+  // Begins to look at each frame.
+  follow: () => void follow(),
+
+  // Milliseconds of the longest time without a further decoded frame since the last call.
+  longestGap: () => {
+    const longest = Math.max(gap, performance.now() - lastFrame);
+    gap = 0;
+    return longest;
+  },
+
   // The data channels that this page has made.
   channels: () => channels.map(({ label, ordered, maxRetransmits }) => ({ label, ordered, maxRetransmits })),
 
@@ -75,6 +90,7 @@ window.observer = {
         relayProtocol: local.relayProtocol,
         url: local.url,
         port: local.port,
+        remoteAddress: remote.address,
         remotePort: remote.port,
         framesDecoded: sum("framesDecoded"),
         packetsLost: sum("packetsLost"),
@@ -97,3 +113,20 @@ const look = async () => {
   setTimeout(look, 20);
 };
 look();
+
+// The frames that have been decoded, when the last one was, and the longest time between two.
+let frames = 0;
+let lastFrame = null;
+let gap = 0;
+const follow = async () => {
+  const reports = await Promise.all(connections.map((connection) => connection.getStats()));
+  lastFrame ??= performance.now();
+  const decoded = reports.flatMap((report) => [...report.values()])
+    .reduce((sum, { framesDecoded }) => sum + (framesDecoded ?? 0), 0);
+  if (decoded !== frames) {
+    const now = performance.now();
+    gap = Math.max(gap, now - lastFrame);
+    [frames, lastFrame] = [decoded, now];
+  }
+  setTimeout(follow, 20);
+};

@@ -24,12 +24,24 @@ pub(crate) struct Servers {
 impl Servers {
     /// Starts the server at an address and with options.
     pub(crate) fn start(relays: Vec<Relay>, listen: &str, options: &[&str]) -> Self {
-        let started = Clock::start();
         let mut command = Command::new(ROOMS);
-        command.args(["--listen", listen]).args(options).arg("--config").arg(relays[0].config());
+        command.args(options).arg("--config").arg(relays[0].config());
         for url in relays.iter().flat_map(Relay::urls) {
             command.args(["--turn-url", url]);
         }
+        Self::start_by(command, relays, listen)
+    }
+
+    /// Starts the server at an address, without relays: the options name where credentials come from.
+    pub(crate) fn without_relays(listen: &str, options: &[String]) -> Self {
+        let mut command = Command::new(ROOMS);
+        command.args(options);
+        Self::start_by(command, Vec::new(), listen)
+    }
+
+    fn start_by(mut command: Command, relays: Vec<Relay>, listen: &str) -> Self {
+        let started = Clock::start();
+        command.args(["--listen", listen]);
         let server = Process::start(&mut command, None);
         let url = server.stderr.wait_for(TIMEOUT, |lines| {
             lines.iter().find_map(|line| Some(line.split_once("open ")?.1.trim_end_matches('/').to_owned()))

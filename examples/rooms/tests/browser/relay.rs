@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::Value;
 use turnserver::clock::unix_seconds;
@@ -43,16 +44,20 @@ impl Relay {
         let authority = Authority::new(unix_seconds());
         let [certificate, key] = authority.write(&authority.issue(&["127.0.0.1", "localhost"]), directory.path());
         directory.write("root.pem", &authority.root());
-        let socket = socket(&directory);
-        let config = directory.write(
-            "turnserver.toml",
-            &format!(
-                "[listen]\nudp = {udp}\ntcp = {tcp}\ntls = {tls}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
-                 {key:?}\n[relay]\naddresses = {relay}\n[auth]\nsecrets = ['a secret for tests only']\n\
-                 expiry-grace = '0s'\n\
-                 [control]\nsocket = {socket:?}\n[log]\nformat = 'json'\n"
-            ),
+        let config = format!(
+            "[listen]\nudp = {udp}\ntcp = {tcp}\ntls = {tls}\n[tls]\ncertificate = {certificate:?}\nprivate-key = \
+             {key:?}\n[relay]\naddresses = {relay}\n[auth]\nsecrets = ['a secret for tests only']\n\
+             expiry-grace = '0s'\n[log]\nformat = 'json'\n"
         );
+        let relay = Self::start_from(directory, &config);
+        assert_eq!(relay.urls.len(), 3, "{:?}", relay.urls);
+        relay
+    }
+
+    /// Starts a relay with a configuration, to which the control socket is added, and waits until it is ready.
+    pub(crate) fn start_from(directory: TempDir, config: &str) -> Self {
+        let socket = socket(&directory);
+        let config = directory.write("turnserver.toml", &format!("{config}[control]\nsocket = {socket:?}\n"));
         let process = Process::start(Command::new(program()).arg("--config").arg(&config), None);
         let urls = process.stderr.wait_for(TIMEOUT, |lines| {
             let events: Vec<Value> = lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -60,7 +65,6 @@ impl Relay {
             is_ready.then(|| events.iter().filter_map(|event| url(&event["fields"])).collect::<Vec<_>>())
         });
         let urls = urls.unwrap_or_else(|| panic!("the relay is not ready; its output:\n{}", process.output()));
-        assert_eq!(urls.len(), 3, "{urls:?}");
         Self { process, directory, config, urls }
     }
 
@@ -87,6 +91,17 @@ impl Relay {
     /// Returns the path of the configuration.
     pub(crate) fn config(&self) -> &Path {
         &self.config
+    }
+
+    /// Stops the relay, as systemd does.
+    pub(crate) fn stop(&self) {
+        self.process.terminate();
+        self.wait_for_end(TIMEOUT);
+    }
+
+    /// Waits until the relay has ended by itself.
+    pub(crate) fn wait_for_end(&self, limit: Duration) {
+        assert!(self.process.stderr.wait_for_end(limit), "the relay does not end; its output:\n{}", self.output());
     }
 
     /// Returns what the relay has logged.

@@ -3,6 +3,8 @@
 
 #[path = "../../../../tests/support/certificates.rs"]
 pub(crate) mod certificates;
+#[path = "../../../../tests/support/config.rs"]
+mod config;
 #[path = "../../../../tests/support/network.rs"]
 pub(crate) mod network;
 #[path = "../../../../tests/support/process.rs"]
@@ -14,6 +16,7 @@ mod temp_dir;
 
 use std::time::Duration;
 
+pub(crate) use config::{REALM, SECRET};
 pub(crate) use process::{Finished, Process, run};
 pub(crate) use skip::skip;
 pub(crate) use temp_dir::TempDir;

@@ -16,7 +16,7 @@ use crate::webrtc::{configuration, fingerprint};
 
 /// Returns a unit without addresses.
 async fn unit() -> Unit {
-    let (_, credentials) = watch::channel(Ice { ice_servers: Vec::new(), expires: 0, lifetime: 0 });
+    let (_, credentials) = watch::channel(Ice::default());
     Unit::new(Network::open(&[], credentials, Trust::default()).await.unwrap())
 }
 
