@@ -126,6 +126,20 @@ impl DatabaseUsers {
         }
     }
 
+    /// Authenticates a request with what is known, because the database cannot be asked.
+    pub(crate) fn authenticate_without(
+        &mut self,
+        now: Instant,
+        authenticator: &Authenticator,
+        asked: &Asked<'_>,
+        matches: &mut dyn FnMut(&LongTermKey) -> bool,
+    ) -> Verdict {
+        let resuming = self.resuming.replace(Waited::Unavailable);
+        let verdict = self.authenticate(now, authenticator, asked, matches);
+        self.resuming = resuming;
+        verdict
+    }
+
     /// Sets a request aside. Returns whether the database has to be asked; the error is why the request cannot wait.
     pub(crate) fn set_aside(
         &mut self,
@@ -165,7 +179,7 @@ impl DatabaseUsers {
 /// Why a request cannot wait for the database.
 pub(crate) enum CannotWait {
     Dropped(DropReason),
-    /// It gets the response for a database that is not available.
+    /// As if the database did not respond.
     Unavailable,
 }
 

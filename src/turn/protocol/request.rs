@@ -236,7 +236,24 @@ impl Server {
             let is_refresh = context.method == RequestMethod::Refresh;
             let own = own.filter(|own| own.is_of_database() && own.is_for(username, algorithm));
             let asked = Asked { username, own, is_refresh };
-            result = match self.database.authenticate(cx.now, authenticator, &asked, &mut matches) {
+            let mut verdict = self.database.authenticate(cx.now, authenticator, &asked, &mut matches);
+            if let Verdict::Unknown = verdict {
+                // Only a client that has proved its source may cause a look-up.
+                if !nonce_is_valid {
+                    return Err(Failure::Rejected(Rejection::StaleNonce));
+                }
+                match self.database.set_aside(cx.now, settings, &self.ledger, username, tuple, message) {
+                    Ok(asks) => {
+                        self.actions.extend(asks.then(|| Action::LookUp(username.into())));
+                        return Err(Failure::Waits);
+                    }
+                    Err(CannotWait::Dropped(reason)) => return Err(Failure::Dropped(reason)),
+                    Err(CannotWait::Unavailable) => {
+                        verdict = self.database.authenticate_without(cx.now, authenticator, &asked, &mut matches);
+                    }
+                }
+            }
+            result = match verdict {
                 Verdict::Authenticated(identity) => {
                     is_removed = Some(false);
                     Ok(identity)
@@ -246,18 +263,7 @@ impl Server {
                     Ok(identity)
                 }
                 Verdict::Failed(failure) => Err(failure),
-                // Only a client that has proved its source may cause a look-up.
-                Verdict::Unknown if !nonce_is_valid => return Err(Failure::Rejected(Rejection::StaleNonce)),
-                Verdict::Unknown => {
-                    match self.database.set_aside(cx.now, settings, &self.ledger, username, tuple, message) {
-                        Ok(asks) => {
-                            self.actions.extend(asks.then(|| Action::LookUp(username.into())));
-                            return Err(Failure::Waits);
-                        }
-                        Err(CannotWait::Dropped(reason)) => return Err(Failure::Dropped(reason)),
-                        Err(CannotWait::Unavailable) => Err(AuthFailure::DatabaseUnavailable),
-                    }
-                }
+                Verdict::Unknown => Err(AuthFailure::DatabaseUnavailable),
             };
             if result.as_ref().is_ok_and(|identity| authenticator.is_revoked(identity.username(), cx.unix)) {
                 result = Err(AuthFailure::Revoked);

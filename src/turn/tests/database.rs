@@ -226,6 +226,44 @@ fn a_known_user_goes_on_while_the_database_is_away() {
 }
 
 #[test]
+fn a_known_user_goes_on_if_the_database_cannot_be_asked() {
+    let mut world = world();
+    let carol = carol(&world, 1);
+    allocate_by_look_up(&mut world, &carol);
+    world.accept(&carol, Method::REFRESH, &[&Lifetime(3_600)]);
+    world.pass(seconds(100));
+    // This request is too long to wait.
+    let padding = Raw(crate::stun::AttributeType::new(0x8fff), &[0; 2_100]);
+    world.accept(&carol, Method::REFRESH, &[&Lifetime(3_600), &padding]);
+    // Requests for other names take all places.
+    for number in 0..256 {
+        let other = Client { username: format!("name-{number}"), ..world.client(2) };
+        let packet = allocate_request(&mut world, &other);
+        must_wait(&mut world, &other, &packet);
+    }
+    world.accept(&carol, Method::REFRESH, &[&Lifetime(3_600)]);
+    let unknown = Client { username: "dave".to_owned(), ..world.client(3) };
+    assert_eq!(world.error_code(&unknown, Method::ALLOCATE, &[&RequestedTransport::UDP]), 500);
+    assert_eq!(logged(&mut world), AuthFailure::DatabaseUnavailable);
+    // When the database could not be asked for too long, what was known is not used any more.
+    world.pass(seconds(560));
+    assert_eq!(world.error_code(&carol, Method::REFRESH, &[]), 500);
+    assert_eq!(logged(&mut world), AuthFailure::DatabaseUnavailable);
+}
+
+#[test]
+fn a_known_user_goes_on_if_there_are_too_many_look_ups() {
+    let mut world = world_with(|database| database.lookups_per_second = 1);
+    let carol = carol(&world, 1);
+    allocate_by_look_up(&mut world, &carol);
+    world.pass(seconds(100));
+    let other = Client { username: "dave".to_owned(), ..world.client(2) };
+    let packet = allocate_request(&mut world, &other);
+    must_wait(&mut world, &other, &packet);
+    world.accept(&carol, Method::REFRESH, &[]);
+}
+
+#[test]
 fn the_allocation_of_a_deleted_user_ends_at_its_refresh() {
     for key in [None, Some(LongTermKey::derive("carol", REALM, b"new song"))] {
         let mut world = world();
