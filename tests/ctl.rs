@@ -646,6 +646,9 @@ mod ctl {
         assert!(message.contains("client: `10.0.0` is neither an address nor a prefix"), "{message}");
         assert_eq!(controlled.failure(&["sessions", "--limit", "0"]).0, Some(2));
         assert_eq!(controlled.failure(&["no-such-command"]).0, Some(2));
+        let (code, message) = controlled.failure(&["--fleet", "--node", "fra-1", "status"]);
+        assert_eq!(code, Some(2));
+        assert!(message.contains("--node goes with sessions, top, kick, drain and resume"), "{message}");
         let status = |method: &str, path: &str| Http::unix(&controlled.socket).request(method, path, "", b"").status;
         assert_eq!(status("POST", "/v1/sessions"), 405);
         assert_eq!(status("GET", "/v1/no-such-thing"), 404);

@@ -23,6 +23,11 @@ const MAX_SECRET: u64 = 4_096;
 /// Carries out a command for all nodes, or for the one of `--node`.
 pub(crate) async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure> {
     let node = arguments.node.as_deref();
+    if let Command::Status { .. } | Command::Revoke { .. } | Command::Secret { .. } = &arguments.command
+        && node.is_some()
+    {
+        return Err(Failure::Usage("--node goes with sessions, top, kick, drain and resume".to_owned()));
+    }
     let client = &mut Client::connect(socket).await?;
     match &arguments.command {
         Command::Status { wait: false } => {
@@ -95,7 +100,7 @@ fn gaps(responses: &Value) -> Vec<String> {
 }
 
 fn missing(value: &Value) -> Option<String> {
-    let nodes: Vec<&str> = list(value, "missing_nodes").iter().filter_map(Value::as_str).collect();
+    let nodes: Vec<String> = list(value, "missing_nodes").iter().filter_map(Value::as_str).map(printable).collect();
     (!nodes.is_empty()).then(|| format!("no response from {}", nodes.join(", ")))
 }
 
@@ -281,9 +286,12 @@ fn read_secret(file: &Path) -> Result<String, Failure> {
     let wrong = |error: io::Error| Failure::Usage(format!("cannot read the secret from {shown}: {error}"));
     let mut secret = String::new();
     if file == Path::new("-") {
-        io::stdin().lock().take(MAX_SECRET).read_to_string(&mut secret).map_err(wrong)?;
+        io::stdin().lock().take(MAX_SECRET + 1).read_to_string(&mut secret).map_err(wrong)?;
     } else {
-        fs::File::open(file).and_then(|file| file.take(MAX_SECRET).read_to_string(&mut secret)).map_err(wrong)?;
+        fs::File::open(file).and_then(|file| file.take(MAX_SECRET + 1).read_to_string(&mut secret)).map_err(wrong)?;
+    }
+    if secret.len() as u64 > MAX_SECRET {
+        return Err(Failure::Usage(format!("{shown} is longer than {MAX_SECRET} bytes")));
     }
     let secret = secret.trim();
     if secret.is_empty() || secret.contains('\n') {
