@@ -1,5 +1,6 @@
 //! `[webhook]`: where the events of allocations are sent. No message contains a secret.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use hyper::Uri;
 use zeroize::Zeroizing;
 
 use super::general::{duration, one_of};
@@ -31,8 +33,8 @@ const MAX_SPOOL: u64 = 1 << 40;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// `[webhook]`: where the events of allocations are sent.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `[webhook]`: where the events of allocations are sent. `Debug` does not show the whole URL, which may have a token.
+#[derive(Clone, PartialEq, Eq)]
 pub struct Webhook {
     /// The URL of the receiver. It begins with `https://`, or with `http://`.
     pub url: String,
@@ -63,6 +65,23 @@ impl Webhook {
         let rest = self.url.get(host..).unwrap_or_default();
         let end = rest.find(['/', '?']).unwrap_or(rest.len());
         self.url.get(..host + end).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Webhook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, secrets, events, batch, interval, spool, timeout, ca, allow_http } = self;
+        f.debug_struct("Webhook")
+            .field("origin", &self.origin())
+            .field("secrets", secrets)
+            .field("events", events)
+            .field("batch", batch)
+            .field("interval", interval)
+            .field("spool", spool)
+            .field("timeout", timeout)
+            .field("ca", ca)
+            .field("allow_http", allow_http)
+            .finish()
     }
 }
 
@@ -157,11 +176,19 @@ fn check_url(text: &str, allow_http: bool) -> Result<(), &'static str> {
     if authority.contains('@') {
         return Err("must not contain a user or a password");
     }
-    let host = match authority.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map(|(host, _)| host),
-        None => authority.split(':').next(),
+    let parts = match authority.strip_prefix('[') {
+        Some(rest) => rest.split_once(']'),
+        None => authority.find(':').map_or(Some((authority, "")), |at| authority.split_at_checked(at)),
     };
-    let host = host.filter(|host| !host.is_empty()).ok_or("has no host")?;
+    let (host, port) = parts.filter(|(host, _)| !host.is_empty()).ok_or("has no host")?;
+    let is_port = |port: &str| port.parse::<u16>().is_ok_and(|port| port != 0);
+    if !port.is_empty() && !port.strip_prefix(':').is_some_and(is_port) {
+        return Err("has no valid port: it is a number from 1 to 65535 after the host and a `:`");
+    }
+    // The same steps as for a request.
+    let uri: Result<Uri, _> = text.parse();
+    let path = uri.ok().and_then(|uri| uri.path_and_query()?.as_str().parse::<Uri>().ok());
+    path.ok_or("is no URL: a host with a port, a path that begins with / and a query are expected")?;
     let is_loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
     if is_plain && !is_loopback && !allow_http {
         return Err("sends the events without encryption: use https://, or set `webhook.allow-http = true`");
@@ -266,6 +293,7 @@ mod tests {
             "http://localhost:8080/",
             "http://127.0.0.1:1",
             "http://[::1]:8080/hook",
+            "https://a.example:65535",
         ] {
             assert_eq!(check_url(right, false), Ok(()), "{right}");
         }
@@ -283,6 +311,13 @@ mod tests {
             "http://127.0.0.1.example.org/",
             "http://[::1",
             "http://192.0.2.7/",
+            "https://a.example:99999/",
+            "https://a.example:0/",
+            "https://a.example:/",
+            "https://a.example:https/",
+            "https://[2001:db8::1]x/",
+            "https://a.example/`id`",
+            "https://a.example?token=1",
         ] {
             assert!(check_url(wrong, false).is_err(), "{wrong}");
         }
@@ -362,5 +397,7 @@ mod tests {
         assert_eq!((webhook.origin(), webhook.events.len()), ("https://a.example", 3));
         assert!(right.warnings.is_empty(), "{:?}", right.warnings);
         assert!(!right.summary().to_string().contains("secret-token"));
+        let shown = format!("{webhook:?}");
+        assert!(shown.contains("https://a.example\"") && !shown.contains("secret-token"), "{shown}");
     }
 }
