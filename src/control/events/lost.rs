@@ -12,7 +12,8 @@ pub(super) struct Lost {
     /// The allocations whose start is missing, and whose end is missing.
     pub(super) started: u64,
     pub(super) ended: u64,
-    /// The traffic of the latter, as far as no event has reported it.
+    /// The traffic of the latter, as far as no running sums have reported it. What a worker could not report, it has as a
+    /// whole.
     pub(super) traffic: Traffic,
     /// Whether no event has the present sums.
     pub(super) is_pending: bool,
@@ -52,8 +53,8 @@ impl Lost {
     }
 
     /// Reads the text. It is not known whether an event has the sums, so another one will.
-    pub(super) fn from_note(note: &[u8]) -> Option<Self> {
-        let note: Value = serde_json::from_slice(note).ok()?;
+    pub(super) fn from_note(note: &str) -> Option<Self> {
+        let note: Value = serde_json::from_str(note).ok()?;
         let number = |key: &str| note.get(key)?.as_u64();
         let id = note.get("id")?.as_str().filter(|id| id.len() == 16 && id.bytes().all(|b| b.is_ascii_hexdigit()))?;
         let traffic = Traffic {
@@ -88,12 +89,12 @@ mod tests {
             Traffic { packets_to_peers: 1, bytes_to_peers: 2, packets_to_client: 3, bytes_to_client: u64::MAX / 2 };
         lost.add(1, 0, Traffic::default());
         lost.add(0, 1, traffic);
-        assert_eq!(Lost::from_note(lost.to_note().as_bytes()), Some(lost.clone()));
+        assert_eq!(Lost::from_note(&lost.to_note()), Some(lost.clone()));
         let before = lost.id.clone();
         lost.add(1, 1, traffic);
         assert_eq!((lost.id, lost.started, lost.ended, lost.traffic.bytes_to_peers), (before, 2, 2, 4));
         for damaged in ["", "{}", "[1]", "{\"v\":1,\"id\":\"x\"}"] {
-            assert_eq!(Lost::from_note(damaged.as_bytes()), None, "{damaged}");
+            assert_eq!(Lost::from_note(damaged), None, "{damaged}");
         }
     }
 }

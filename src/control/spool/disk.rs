@@ -18,6 +18,9 @@ const SEGMENT: u64 = 1 << 20;
 const SEGMENTS: u64 = 8;
 /// The names of segments: the number of the first record, and this.
 const SUFFIX: &str = ".records";
+/// After a segment that the disk cannot read, the numbers go on at the next multiple of this, because it is not known how
+/// many records it has.
+const JUMP: u64 = 1 << 32;
 /// Greater numbers are taken for damage.
 const MAX_SEQUENCE: u64 = 1 << 60;
 
@@ -51,9 +54,15 @@ struct Segment {
     bytes: u64,
     /// The numbers of the readable records.
     runs: Vec<RangeInclusive<u64>>,
+    /// Whether the disk could not read it. It may have records all the same, so none is added.
+    is_unreadable: bool,
 }
 
 impl Segment {
+    fn new(path: PathBuf, first: u64) -> Self {
+        Self { path, first, bytes: 0, runs: Vec::new(), is_unreadable: false }
+    }
+
     fn last(&self) -> Option<u64> {
         self.runs.last().map(|run| *run.end())
     }
@@ -73,12 +82,12 @@ impl Segment {
 
     /// Reads the segment. Its damaged parts are left out.
     fn read(&mut self) -> io::Result<(Vec<u8>, Vec<Found>, u64)> {
-        let bytes = match read(&self.path) {
+        let read = read(&self.path);
+        self.is_unreadable = read.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EIO));
+        let bytes = match read {
             Ok(bytes) => bytes,
             // What cannot be read today can hardly be read tomorrow, and must not hold up the rest.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::EIO) => {
-                Vec::new()
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound || self.is_unreadable => Vec::new(),
             Err(error) => return Err(error),
         };
         let (mut found, end) = record::scan(&bytes, self.first);
@@ -113,9 +122,11 @@ impl Disk {
 
     /// Reads all segments, and cuts off what the last one has after its last readable record.
     fn load(&mut self) -> io::Result<()> {
+        let mut end_of_last = 0;
         for segment in &mut self.segments {
-            let (bytes, _, _) = segment.read()?;
+            let (bytes, _, end) = segment.read()?;
             segment.bytes = bytes.len() as u64;
+            end_of_last = end;
         }
         let oldest = self.segments.front().map_or(1, |segment| segment.first);
         // Segments that are gone were acknowledged, even if that could not be written.
@@ -124,17 +135,28 @@ impl Disk {
         let readable = self.segments.iter().filter_map(Segment::last).max().map_or(0, |last| last + 1);
         let written = newest.max(readable);
         self.next = written.max(self.front);
-        self.damage.lost = written.saturating_sub(self.front).saturating_sub(self.records());
+        let numbers = written.saturating_sub(self.front).saturating_sub(self.unused());
+        self.damage.lost = numbers.saturating_sub(self.records());
         if let Some(last) = self.segments.back_mut() {
-            let (_, _, end) = last.read()?;
-            if last.bytes > end {
-                OpenOptions::new().write(true).open(&last.path)?.set_len(end)?;
-                last.bytes = end;
+            if last.is_unreadable {
+                self.next = (self.next / JUMP + 1) * JUMP;
+                self.damage.lost += 1;
+            } else if last.bytes > end_of_last {
+                OpenOptions::new().write(true).open(&last.path)?.set_len(end_of_last)?;
+                last.bytes = end_of_last;
                 self.damage.torn = 1;
             }
         }
         self.remove_acknowledged();
         Ok(())
+    }
+
+    /// Returns how many numbers from the front on were left out.
+    fn unused(&self) -> u64 {
+        let segments = self.segments.iter().zip(self.segments.iter().skip(1));
+        let jumps = segments.filter(|(one, next)| one.first / JUMP != next.first / JUMP);
+        let end = |one: &Segment| one.last().map_or(one.first, |last| last + 1).max(self.front);
+        jumps.map(|(one, next)| next.first.saturating_sub(end(one))).sum()
     }
 
     pub(super) fn set_limit(&mut self, limit: u64) {
@@ -147,7 +169,8 @@ impl Disk {
             return Err(PushError::Full);
         }
         let longest = (self.limit / SEGMENTS).min(SEGMENT);
-        if self.segments.back().is_some_and(|last| last.bytes > 0 && last.bytes + size > longest) {
+        let is_complete = |last: &Segment| last.is_unreadable || last.bytes > 0 && last.bytes + size > longest;
+        if self.segments.back().is_some_and(is_complete) {
             self.sync()?;
             self.tail = None;
             self.begin_segment()?;
@@ -175,7 +198,7 @@ impl Disk {
         let path = self.directory.join(format!("{:020}{SUFFIX}", self.next));
         self.tail = Some(create(&path)?);
         self.has_new_name = true;
-        self.segments.push_back(Segment { path, first: self.next, bytes: 0, runs: Vec::new() });
+        self.segments.push_back(Segment::new(path, self.next));
         Ok(())
     }
 
@@ -187,7 +210,8 @@ impl Disk {
             self.is_synced = true;
         }
         if self.has_new_note {
-            File::open(self.note_path())?.sync_all()?;
+            File::open(self.next_note_path())?.sync_all()?;
+            fs::rename(self.next_note_path(), self.note_path())?;
             (self.has_new_note, self.has_new_name) = (false, true);
         }
         if self.has_new_name {
@@ -231,8 +255,7 @@ impl Disk {
             return Ok(());
         }
         self.front = front;
-        let text = front.to_string();
-        let position = format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()));
+        let position = with_checksum(&front.to_string());
         // If the machine loses it, records are repeated.
         let written = replace_soon(&self.position_path(), position.as_bytes());
         // A full disk gets room by this.
@@ -277,15 +300,19 @@ impl Disk {
         self.damage
     }
 
-    pub(super) fn keep_note(&mut self, note: &[u8]) -> io::Result<()> {
-        replace_soon(&self.note_path(), note)?;
+    pub(super) fn keep_note(&mut self, note: &str) -> io::Result<()> {
+        // If the machine loses it, the former one is still there.
+        replace_soon(&self.next_note_path(), with_checksum(note).as_bytes())?;
         self.has_new_note = true;
         Ok(())
     }
 
-    pub(super) fn note(&self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn note(&self) -> io::Result<Option<String>> {
+        if let Some(note) = file::read(&self.next_note_path()).ok().and_then(|bytes| checked(&bytes)) {
+            return Ok(Some(note));
+        }
         match file::read(&self.note_path()) {
-            Ok(bytes) => Ok(Some(bytes.to_vec())),
+            Ok(bytes) => checked(&bytes).map(Some).ok_or(io::ErrorKind::InvalidData.into()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -298,6 +325,11 @@ impl Disk {
     fn note_path(&self) -> PathBuf {
         self.directory.join("note")
     }
+
+    /// The path of a note until it is synchronized.
+    fn next_note_path(&self) -> PathBuf {
+        self.directory.join("note.next")
+    }
 }
 
 fn find_segments(directory: &Path) -> io::Result<VecDeque<Segment>> {
@@ -309,7 +341,7 @@ fn find_segments(directory: &Path) -> io::Result<VecDeque<Segment>> {
         if let Some(first) = first.filter(|first| *first < MAX_SEQUENCE)
             && entry.file_type()?.is_file()
         {
-            segments.push(Segment { path: entry.path(), first, bytes: 0, runs: Vec::new() });
+            segments.push(Segment::new(entry.path(), first));
         }
     }
     segments.sort_by_key(|segment| segment.first);
@@ -326,7 +358,45 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Returns the number of the first record that is not acknowledged; `None` if there is no such file, or it is damaged.
 fn read_position(path: &Path) -> Option<u64> {
     let bytes = file::read(path).ok()?;
-    let (number, sum) = str::from_utf8(&bytes).ok()?.trim_end().split_once(' ')?;
-    let is_right = u32::from_str_radix(sum, 16) == Ok(crc32fast::hash(number.as_bytes()));
-    number.parse().ok().filter(|number| is_right && *number < MAX_SEQUENCE)
+    checked(&bytes)?.parse().ok().filter(|number| *number < MAX_SEQUENCE)
+}
+
+fn with_checksum(text: &str) -> String {
+    format!("{text} {:08x}\n", crc32fast::hash(text.as_bytes()))
+}
+
+/// Returns the text of a file without its checksum; `None` if it is damaged.
+fn checked(bytes: &[u8]) -> Option<String> {
+    let (text, sum) = str::from_utf8(bytes).ok()?.trim_end().rsplit_once(' ')?;
+    (u32::from_str_radix(sum, 16) == Ok(crc32fast::hash(text.as_bytes()))).then(|| text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_written_over_a_segment_that_the_disk_cannot_read() {
+        let directory = std::env::temp_dir().join(format!("turnserver-spool-unreadable-{}", std::process::id()));
+        let mut spool = Disk::open(&directory, 1 << 20).unwrap();
+        for record in [b"a", b"b"] {
+            spool.push(record).unwrap();
+        }
+        let path = spool.segments.front().unwrap().path.clone();
+        let before = fs::read(&path).unwrap();
+        // To read the memory at address 0 is an input/output error.
+        let unreadable = Path::new("/proc/self/mem");
+        assert_eq!(read(unreadable).unwrap_err().raw_os_error(), Some(libc::EIO));
+        (spool.tail, spool.segments.front_mut().unwrap().path) = (None, unreadable.to_owned());
+        spool.load().unwrap();
+        assert_eq!(spool.damage, Damage { torn: 0, lost: 1 });
+        spool.push(b"c").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), before);
+        drop(spool);
+        let mut spool = Disk::open(&directory, 1 << 20).unwrap();
+        let batch = spool.read(10, 1 << 20).unwrap();
+        fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(batch, Batch { records: [b"a", b"b", b"c"].map(|record| record.to_vec()).into(), last: JUMP });
+        assert_eq!(spool.damage, Damage::default());
+    }
 }

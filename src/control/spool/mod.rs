@@ -152,7 +152,7 @@ impl Spool {
     ///
     /// # Errors
     /// If the file system fails. Then the former one stays.
-    pub(super) fn keep_note(&mut self, note: &[u8]) -> io::Result<()> {
+    pub(super) fn keep_note(&mut self, note: &str) -> io::Result<()> {
         match self {
             Self::Disk(disk) => disk.keep_note(note),
             Self::Memory(_) => Ok(()),
@@ -163,7 +163,7 @@ impl Spool {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub(super) fn note(&self) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn note(&self) -> io::Result<Option<String>> {
         match self {
             Self::Disk(disk) => disk.note(),
             Self::Memory(_) => Ok(None),

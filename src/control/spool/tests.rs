@@ -95,7 +95,7 @@ fn the_files_are_those_of_this_user_alone_and_of_one_process() {
     spool.push(b"a").unwrap();
     spool.push(b"b").unwrap();
     spool.acknowledge(1).unwrap();
-    spool.keep_note(b"sums").unwrap();
+    spool.keep_note("sums").unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&place.0), 0o700);
     let mut names = Vec::new();
@@ -105,10 +105,10 @@ fn the_files_are_those_of_this_user_alone_and_of_one_process() {
         names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
     }
     names.sort();
-    assert_eq!(names, ["00000000000000000001.records", "lock", "note", "position"]);
+    assert_eq!(names, ["00000000000000000001.records", "lock", "note.next", "position"]);
     assert!(matches!(Spool::open(&place.0, LIMIT), Err(Unusable::InUse)));
     drop(spool);
-    assert_eq!(place.open(LIMIT).note().unwrap().unwrap(), b"sums");
+    assert_eq!(place.open(LIMIT).note().unwrap().unwrap(), "sums");
 }
 
 #[test]
@@ -171,6 +171,30 @@ fn after_a_crash_at_any_byte_all_complete_records_are_there_and_the_torn_one_is_
         let expected: Vec<_> = (0..complete as u64).map(record).chain([b"next".to_vec()]).collect();
         assert_eq!(read, expected, "{cut}");
     }
+}
+
+#[test]
+fn the_note_that_was_synchronized_last_outlives_a_crash_of_the_machine() {
+    let place = Place::new();
+    let mut spool = place.open(LIMIT);
+    assert_eq!(spool.note().unwrap(), None);
+    for note in ["first sums", "next sums"] {
+        spool.keep_note(note).unwrap();
+        assert_eq!(spool.note().unwrap().unwrap(), note);
+        spool.sync().unwrap();
+        assert_eq!(spool.note().unwrap().unwrap(), note);
+    }
+    spool.keep_note("lost sums").unwrap();
+    drop(spool);
+    let next = place.0.join("note.next");
+    let whole = fs::read(&next).unwrap();
+    assert_eq!(place.open(LIMIT).note().unwrap().unwrap(), "lost sums");
+    for cut in 0..whole.len() - 1 {
+        fs::write(&next, &whole[..cut]).unwrap();
+        assert_eq!(place.open(LIMIT).note().unwrap().unwrap(), "next sums", "{cut}");
+    }
+    fs::write(place.0.join("note"), "").unwrap();
+    assert!(place.open(LIMIT).note().is_err());
 }
 
 #[test]
