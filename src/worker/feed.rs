@@ -54,7 +54,7 @@ pub(crate) enum SessionRecord {
     },
 }
 
-/// Records that no longer fit.
+/// Records that did not fit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LostRecords {
     /// The number of allocations whose start was not recorded.
@@ -72,7 +72,7 @@ impl LostRecords {
     }
 }
 
-/// Records in the order in which they were made, and what was lost before them.
+/// Records in the order in which they were made, and what was lost after them.
 #[derive(Debug, Default)]
 pub(crate) struct RecordBatch {
     pub(crate) lost: LostRecords,

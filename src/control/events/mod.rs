@@ -7,6 +7,7 @@
 pub(super) mod event;
 pub(super) mod lost;
 pub(super) mod queue;
+pub(super) mod reported;
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -45,6 +46,9 @@ pub(super) trait Sink {
 
     /// Returns whether running sums are useful at present. If the receiver is away, the next ones make up for them.
     fn wants_usage(&self) -> bool;
+
+    /// Notes that the running sums of all allocations have come, if they were wanted all the time.
+    fn usage_is_complete(&mut self) {}
 
     /// Sends what can be sent before the process ends. The caller stops waiting for it after a few seconds.
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>>;
@@ -318,6 +322,8 @@ async fn usage(hub: Rc<RefCell<Hub>>, workers: Vec<WorkerControl>) {
                 }
             }
         }
+        let mut hub = hub.borrow_mut();
+        hub.sinks.iter_mut().filter(|sink| sink.wants_usage()).for_each(|sink| sink.usage_is_complete());
     }
 }
 

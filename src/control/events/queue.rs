@@ -1,13 +1,14 @@
 //! The events that wait for the receiver. The ends and starts of allocations are in the spool; running sums are in memory
 //! only, because the next ones make up for them.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 
 use serde_json::Value;
 
 use super::lost::{Lost, since};
+use super::reported::Reported;
 use crate::control::events::event::{Event, Kind, Source};
 use crate::control::spool::{PushError, Spool};
 use crate::turn::Traffic;
@@ -24,11 +25,14 @@ pub(in crate::control) struct Queue {
     /// Running sums, each with the number of the record in the spool that it comes before.
     usage: VecDeque<(u64, Rc<Event>)>,
     usage_bytes: usize,
-    /// The latest running sums of each allocation that the receiver has got, or may have got.
-    reported: HashMap<SessionId, Traffic>,
-    /// The allocations that have ended lately: since a change of the two sets, and before.
-    ended: [HashSet<SessionId>; 2],
+    reported: Reported,
+    /// The running sums that were taken and not acknowledged, of allocations that have not ended.
+    taken: HashMap<SessionId, Traffic>,
+    /// What `lost` does not have because these sums have it. If they are not acknowledged, `lost` gets it.
+    owed: Traffic,
     lost: Lost,
+    /// Whether the spool keeps the present `lost`.
+    is_noted: bool,
     /// The events that were dropped. Their sums are in `lost`.
     dropped: u64,
 }
@@ -55,8 +59,18 @@ impl Queue {
             },
             Err(error) => (Lost::default(), Err(error)),
         };
-        let (usage, reported) = (VecDeque::new(), HashMap::new());
-        (Self { spool, usage, usage_bytes: 0, reported, ended: Default::default(), lost, dropped: 0 }, result)
+        let queue = Self {
+            spool,
+            usage: VecDeque::new(),
+            usage_bytes: 0,
+            reported: Reported::default(),
+            taken: HashMap::new(),
+            owed: Traffic::default(),
+            lost,
+            is_noted: true,
+            dropped: 0,
+        };
+        (queue, result)
     }
 
     /// Adds an event. What does not fit is counted, and its sums are kept for an `events.lost`.
@@ -71,24 +85,16 @@ impl Queue {
             self.lose(number("started"), number("ended"), event.traffic);
             return Ok(());
         }
-        let reported = event.session.filter(|_| event.kind == Kind::Ended).map(|session| {
-            self.note_end(session);
-            // The end has these sums.
-            self.usage.retain(|(_, usage)| {
-                let is_kept = usage.session != Some(session);
-                if !is_kept {
-                    self.usage_bytes = self.usage_bytes.saturating_sub(usage.json.len());
-                }
-                is_kept
-            });
-            self.reported.remove(&session).unwrap_or_default()
-        });
+        let (reported, taken) = self.end(event);
         let result = self.spool.push(event.json.as_bytes());
         if result.is_err() {
             self.dropped += 1;
             match event.kind {
                 Kind::Started => self.lose(1, 0, Traffic::default()),
-                Kind::Ended => self.lose(0, 1, since(&event.traffic, &reported.unwrap_or_default())),
+                Kind::Ended => {
+                    self.lose(0, 1, since(&event.traffic, &taken.unwrap_or(reported)));
+                    self.owed += taken.map_or(Traffic::default(), |taken| since(&taken, &reported));
+                }
                 Kind::Usage | Kind::Lost | Kind::NodeStarted | Kind::NodeStopped => {}
             }
         }
@@ -97,31 +103,25 @@ impl Queue {
 
     /// Forgets an allocation that has ended, if its end is not sent.
     pub(in crate::control) fn forget(&mut self, event: &Event) {
-        if let Some(session) = event.session.filter(|_| event.kind == Kind::Ended) {
-            self.note_end(session);
-            self.reported.remove(&session);
-        }
+        self.end(event);
+    }
+
+    /// Notes an end. Returns the running sums that the receiver has got, and those that were taken for it.
+    fn end(&mut self, event: &Event) -> (Traffic, Option<Traffic>) {
+        let Some(session) = event.session.filter(|_| event.kind == Kind::Ended) else { return Default::default() };
+        self.reported.end(session);
+        (self.reported.remove(session), self.taken.remove(&session))
     }
 
     fn lose(&mut self, started: u64, ended: u64, traffic: Traffic) {
         self.lost.add(started, ended, traffic);
-        // Without room even for this, the sums are in memory, and the next loss writes them.
-        let _ = self.spool.keep_note(self.lost.to_note().as_bytes());
-    }
-
-    /// Remembers for a while that an allocation has ended: its running sums may come later than its end.
-    fn note_end(&mut self, session: SessionId) {
-        const MOST: usize = 16_384;
-        let [recent, older] = &mut self.ended;
-        if recent.len() >= MOST {
-            *older = std::mem::take(recent);
-        }
-        recent.insert(session);
+        // Without room even for this, the sums are in memory, and `sync` tries again.
+        self.is_noted = self.spool.keep_note(&self.lost.to_note()).is_ok();
     }
 
     /// Adds running sums, unless too many wait.
     pub(in crate::control) fn push_usage(&mut self, event: &Rc<Event>) {
-        if event.session.is_some_and(|session| self.ended.iter().any(|ended| ended.contains(&session))) {
+        if event.session.is_some_and(|session| !self.reported.list(session)) {
             return;
         }
         if self.usage_bytes + event.json.len() <= MAX_USAGE {
@@ -130,10 +130,25 @@ impl Queue {
         }
     }
 
-    /// Drops the running sums that wait.
+    /// Drops the running sums that wait, because they are not wanted at present.
     pub(in crate::control) fn clear_usage(&mut self) {
         self.usage.clear();
         self.usage_bytes = 0;
+        self.reported.interrupt();
+    }
+
+    /// Notes that the running sums of all allocations have come.
+    pub(in crate::control) fn usage_is_complete(&mut self) {
+        self.reported.complete();
+    }
+
+    /// Gives up what was taken and not acknowledged. What is in the spool is taken again, running sums are not.
+    pub(in crate::control) fn give_up(&mut self) {
+        self.taken.clear();
+        let owed = std::mem::take(&mut self.owed);
+        if owed != Traffic::default() {
+            self.lose(0, 0, owed);
+        }
     }
 
     /// Puts the sums of what was lost into the spool, if there is room.
@@ -149,12 +164,19 @@ impl Queue {
     }
 
     /// Returns the oldest events for a request, at most `most`, and leaves those from the spool where they are. `None` if
-    /// none wait.
+    /// none wait. What was taken before and not acknowledged is given up.
     ///
     /// # Errors
     /// If the file system fails.
     pub(in crate::control) fn take(&mut self, most: usize, source: &Source) -> io::Result<Option<Taken>> {
+        self.give_up();
         self.report_lost(source);
+        // The end of an allocation has their sums.
+        while let Some((_, usage)) = self.usage.front()
+            && usage.session.is_some_and(|session| self.reported.has_ended(session))
+        {
+            self.pop_usage(u64::MAX);
+        }
         let front = self.spool.front();
         let before_usage = self.usage.front().map_or(u64::MAX, |(before, _)| before.saturating_sub(front));
         let room = most.min(usize::try_from(before_usage).unwrap_or(usize::MAX));
@@ -162,15 +184,20 @@ impl Queue {
         let last = batch.last.max(front.saturating_sub(1));
         let mut events = batch.records;
         while events.len() < most
-            && let Some((_, usage)) = self.usage.pop_front_if(|(before, _)| *before <= last + 1)
+            && let Some(usage) = self.pop_usage(last + 1)
         {
-            self.usage_bytes = self.usage_bytes.saturating_sub(usage.json.len());
-            if let Some(session) = usage.session {
-                self.reported.insert(session, usage.traffic);
-            }
+            let Some(session) = usage.session.filter(|session| !self.reported.has_ended(*session)) else { continue };
+            self.taken.insert(session, usage.traffic);
             events.push(usage.json.clone().into_bytes());
         }
         Ok((!events.is_empty()).then_some(Taken { events, last }))
+    }
+
+    /// Removes the first running sums if they come before this record.
+    fn pop_usage(&mut self, record: u64) -> Option<Rc<Event>> {
+        let (_, usage) = self.usage.pop_front_if(|(before, _)| *before <= record)?;
+        self.usage_bytes = self.usage_bytes.saturating_sub(usage.json.len());
+        Some(usage)
     }
 
     /// Removes events that the receiver has taken.
@@ -178,6 +205,10 @@ impl Queue {
     /// # Errors
     /// If that cannot be written: after a restart, they are sent again.
     pub(in crate::control) fn acknowledge(&mut self, taken: &Taken) -> io::Result<()> {
+        for (session, traffic) in self.taken.drain() {
+            self.reported.insert(session, traffic);
+        }
+        self.owed = Traffic::default();
         self.spool.acknowledge(taken.last)
     }
 
@@ -186,6 +217,10 @@ impl Queue {
     /// # Errors
     /// If the file system fails.
     pub(in crate::control) fn sync(&mut self) -> io::Result<()> {
+        if !self.is_noted {
+            self.spool.keep_note(&self.lost.to_note())?;
+            self.is_noted = true;
+        }
         self.spool.sync()
     }
 
@@ -308,7 +343,25 @@ mod tests {
         }
         assert_eq!((queue.waiting(), queue.usage_bytes), (16, MAX_USAGE));
         queue.push(&ended(1, 5)).unwrap();
-        assert_eq!((queue.waiting(), queue.usage_bytes), (1, 0));
+        let events = drain(&mut queue, 100).concat();
+        assert_eq!(events.iter().map(|event| &event["session"]).collect::<Vec<_>>(), ["0-1-1"]);
+        assert_eq!((queue.waiting(), queue.usage_bytes), (0, 0));
+    }
+
+    #[test]
+    fn running_sums_of_an_allocation_that_has_ended_are_left_out() {
+        for most in [1, 2, 100] {
+            let mut queue = queue(1 << 20);
+            for number in [1, 2, 1] {
+                queue.push_usage(&usage(number, number as u64));
+            }
+            queue.push(&ended(1, 9)).unwrap();
+            queue.push_usage(&usage(1, 3));
+            let events = drain(&mut queue, most).concat();
+            assert_eq!(json!(events)[0], json!({ "usage": 2 }), "{most}");
+            assert_eq!((events.len(), queue.waiting(), queue.usage_bytes), (2, 0, 0), "{most}");
+            assert_eq!(queue.reported.len(), 1);
+        }
     }
 
     #[test]
@@ -351,5 +404,87 @@ mod tests {
         assert_eq!(queue.take(3, &source()).unwrap().unwrap().events, first.events);
         queue.acknowledge(&first).unwrap();
         assert_eq!(queue.waiting(), 3);
+    }
+
+    /// Fills a small queue, so that ends do not fit.
+    fn fill(queue: &mut Queue) {
+        queue.push(&started(8)).unwrap();
+        queue.set_limit(0);
+    }
+
+    #[test]
+    fn running_sums_that_the_receiver_has_not_got_are_not_subtracted_from_what_was_lost() {
+        let bytes = |queue: &Queue| queue.lost.traffic.bytes_to_peers;
+        // The receiver has refused the batch, which is taken again without the running sums.
+        let mut refused = queue(1 << 20);
+        refused.push_usage(&usage(1, 40));
+        assert_eq!(refused.take(100, &source()).unwrap().unwrap().events.len(), 1);
+        assert!(refused.take(50, &source()).unwrap().is_none());
+        fill(&mut refused);
+        assert!(refused.push(&ended(1, 100)).is_err());
+        assert_eq!(bytes(&refused), 100);
+        // It has not responded yet when the end comes.
+        for is_acknowledged in [true, false] {
+            let mut waiting = queue(1 << 20);
+            for sums in [30, 40] {
+                waiting.push_usage(&usage(1, sums));
+                let taken = waiting.take(100, &source()).unwrap().unwrap();
+                if sums == 30 || is_acknowledged {
+                    waiting.acknowledge(&taken).unwrap();
+                }
+            }
+            waiting.push_usage(&usage(1, 50));
+            let taken = waiting.take(100, &source()).unwrap();
+            assert!(taken.is_some());
+            fill(&mut waiting);
+            assert!(waiting.push(&ended(1, 100)).is_err());
+            assert_eq!(bytes(&waiting), 50);
+            if is_acknowledged {
+                waiting.acknowledge(&taken.unwrap()).unwrap();
+            }
+            waiting.give_up();
+            let expected = match is_acknowledged {
+                true => 50,
+                // 30 is what it has got.
+                false => 70,
+            };
+            assert_eq!((bytes(&waiting), waiting.reported.len()), (expected, 0));
+        }
+    }
+
+    #[test]
+    fn sums_of_a_batch_that_was_given_up_outlive_a_restart() {
+        let directory = std::env::temp_dir().join(format!("turnserver-queue-{}", std::process::id()));
+        let open = |limit| Queue::new(Spool::open(&directory, limit).unwrap()).0;
+        let mut queue = open(1 << 20);
+        queue.push_usage(&usage(1, 40));
+        assert!(queue.take(100, &source()).unwrap().is_some());
+        fill(&mut queue);
+        assert!(queue.push(&ended(1, 100)).is_err());
+        queue.give_up();
+        queue.sync().unwrap();
+        drop(queue);
+        let events = drain(&mut open(1 << 20), 100).concat();
+        std::fs::remove_dir_all(&directory).unwrap();
+        let lost = events.last().unwrap();
+        assert_eq!((&lost["type"], &lost["bytes_to_peers"]), (&"events.lost".into(), &100.into()));
+    }
+
+    #[test]
+    fn sums_that_could_not_be_written_are_written_later() {
+        let directory = std::env::temp_dir().join(format!("turnserver-queue-note-{}", std::process::id()));
+        let mut queue = Queue::new(Spool::open(&directory, 1 << 20).unwrap()).0;
+        fill(&mut queue);
+        // Directories in the place of the files: root can write everything else.
+        let obstacle = directory.join("note.next.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        assert!(queue.push(&ended(1, 100)).is_err());
+        assert!(queue.sync().is_err());
+        std::fs::remove_dir(&obstacle).unwrap();
+        queue.sync().unwrap();
+        drop(queue);
+        let queue = Queue::new(Spool::open(&directory, 1 << 20).unwrap()).0;
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!(queue.lost.traffic.bytes_to_peers, 100);
     }
 }

@@ -200,6 +200,12 @@ impl Sink for EventStream {
         self.shared.is_up.get() && self.shared.settings.borrow().is_some()
     }
 
+    fn usage_is_complete(&mut self) {
+        if let Some(queue) = &mut *self.shared.queue.borrow_mut() {
+            queue.usage_is_complete();
+        }
+    }
+
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
         self.shared.is_stopping.set(true);
         self.shared.wake.notify_one();
@@ -211,6 +217,7 @@ impl Sink for EventStream {
             }
             let mut queue = shared.queue.borrow_mut();
             let Some(queue) = &mut *queue else { return };
+            queue.give_up();
             let _ = queue.sync();
             match queue.waiting() {
                 0 => {}
@@ -288,7 +295,10 @@ fn address(fleet: &str, node: &str, event: &[u8]) -> (String, Option<String>) {
         "node.started" | "node.stopped" => Some(format!("{}.{kind}", text("boot"))),
         "events.lost" => {
             let number = |name: &str| fields.get(name).and_then(Value::as_u64).unwrap_or_default();
-            Some(format!("lost.{}.{}.{}", text("lost"), number("started"), number("ended")))
+            // They only grow, so an event with others has another sum of them.
+            let sums = ["packets_to_peers", "bytes_to_peers", "packets_to_client", "bytes_to_client"].map(number);
+            let sum = sums.into_iter().fold(0, u64::wrapping_add);
+            Some(format!("lost.{}.{}.{}.{sum}", text("lost"), number("started"), number("ended")))
         }
         _ => None,
     };
@@ -400,6 +410,11 @@ mod tests {
                 Some("b.0-1-2.allocation.ended"),
             ),
             (r#"{"type":"node.started","boot":"b"}"#, "turn.events.node.started.fra-1", Some("b.node.started")),
+            (
+                r#"{"type":"events.lost","lost":"x","started":1,"ended":2,"bytes_to_peers":3,"packets_to_client":4}"#,
+                "turn.events.events.lost.fra-1",
+                Some("lost.x.1.2.7"),
+            ),
             (r#"{"type":"allocation.usage","boot":"b","session":"0-1-2"}"#, "turn.events.allocation.usage.fra-1", None),
         ] {
             let (found, found_id) = address("turn", "fra-1", event.as_bytes());
