@@ -13,6 +13,7 @@ mod follow;
 mod front;
 mod life;
 mod listeners;
+mod log_interval;
 pub mod logging;
 #[cfg(feature = "offload")]
 mod offload;

@@ -26,6 +26,10 @@ pub(crate) enum Mode {
     Hang,
     /// Closes the connection in the middle of the request.
     CutRequest,
+    /// Responds with a status line and a body that does not end.
+    Endless(&'static str),
+    /// Takes at most this many events in a request, else responds with 413.
+    AtMost(usize),
     /// Takes the request, and closes the connection in the middle of the response.
     CutResponse,
 }
@@ -250,7 +254,9 @@ impl Shared {
         let Ok((head, body)) = read_request(&mut stream) else { return };
         let response = match mode {
             Mode::Accept | Mode::Slow(_) => "204 No Content\r\n",
-            Mode::Respond(response) => response,
+            Mode::Respond(response) | Mode::Endless(response) => response,
+            Mode::AtMost(most) if count(&body) > most => "413 Content Too Large\r\n",
+            Mode::AtMost(_) => "204 No Content\r\n",
             Mode::Hang => {
                 // Until the client gives up.
                 let _ = stream.read(&mut [0; 64]);
@@ -264,13 +270,27 @@ impl Shared {
                 self.changed.wait_timeout_while(self.lock(), time, |state| matches!(state.mode, Mode::Slow(_)));
             drop(waited.unwrap());
         }
-        let is_taken = !matches!(mode, Mode::Respond(_));
+        let is_taken = response.starts_with('2');
         self.lock().got.push(Got { head, body, is_taken, at: self.clock.elapsed() });
         self.changed.notify_all();
-        let end = if matches!(mode, Mode::CutResponse) { "" } else { "Content-Length: 0\r\n\r\n" };
+        let end = match mode {
+            Mode::CutResponse => String::new(),
+            Mode::Endless(_) => format!("Content-Length: 1000000\r\n\r\n{}", "x".repeat(20_000)),
+            _ => "Content-Length: 0\r\n\r\n".to_owned(),
+        };
         let _ = stream.write_all(format!("HTTP/1.1 {response}{end}").as_bytes());
         let _ = stream.flush();
+        if matches!(mode, Mode::Endless(_)) {
+            // Until the client closes the connection.
+            let _ = stream.read(&mut [0; 64]);
+        }
     }
+}
+
+/// Returns the number of events in the body of a request.
+fn count(body: &str) -> usize {
+    let body: Value = serde_json::from_str(body).unwrap();
+    body["events"].as_array().unwrap().len()
 }
 
 fn read_request(stream: &mut impl Read) -> io::Result<(String, String)> {

@@ -8,11 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::{Body, Bytes};
+use hyper::body::{Body, Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::http::response::Parts;
-use hyper::{HeaderMap, Request, Uri};
+use hyper::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -79,11 +79,17 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// Returns the destination of a URL; `None` if it has no host. `port` is that of its scheme.
+    /// Returns the destination of a URL; `None` if it has no host, or a port that is none. `port` is that of its scheme.
     pub(super) fn of(uri: &Uri, port: u16) -> Option<Self> {
-        let host = uri.host()?.trim_matches(['[', ']']).to_owned();
+        let host = uri.host().filter(|host| !host.is_empty())?;
+        let authority = uri.authority()?.as_str();
+        // `Uri::port` ignores what is no port.
+        let port = match authority.rsplit('@').next()?.strip_prefix(host)? {
+            "" => port,
+            rest => rest.strip_prefix(':')?.parse().ok().filter(|port| *port != 0)?,
+        };
         let path = uri.path_and_query().map_or("/", |path| path.as_str()).parse().ok()?;
-        Some(Self { host, port: uri.port_u16().unwrap_or(port), path })
+        Some(Self { host: host.trim_matches(['[', ']']).to_owned(), port, path })
     }
 
     /// Returns the host and the port as in a URL: an IPv6 address has brackets (RFC 3986 §3.2.2).
@@ -143,6 +149,42 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    let (response, _connection) = send(stream, to, request).await?;
+    let (head, body) = response.into_parts();
+    let body = Limited::new(body, max_body)
+        .collect()
+        .await
+        .map_err(|error| format!("its response cannot be read, or is longer than {} KiB: {error}", max_body / 1024))?;
+    Ok((head, body.to_bytes()))
+}
+
+/// Sends a request, and returns the head of the response. The connection ends without its body.
+///
+/// # Errors
+/// Why there is no response.
+pub(super) async fn exchange_for_head<S, B>(stream: S, to: &Destination, request: Request<B>) -> Result<Parts, String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (response, _connection) = send(stream, to, request).await?;
+    Ok(response.into_parts().0)
+}
+
+/// Sends a request. Returns the response, whose body comes while the connection is kept.
+async fn send<S, B>(
+    stream: S,
+    to: &Destination,
+    request: Request<B>,
+) -> Result<(Response<Incoming>, JoinSet<()>), String>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
     let (mut head, body) = request.into_parts();
     let authority = to.authority();
     let default_port = if head.uri.scheme_str() == Some("http") { ":80" } else { ":443" };
@@ -156,16 +198,11 @@ where
         .handshake::<_, B>(TokioIo::new(stream))
         .await;
     let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-    // It ends when this function returns. Its error is also that of the request.
+    // It ends when it is dropped. Its error is also that of the request.
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { drop(connection.await) });
     let response = sender.send_request(Request::from_parts(head, body)).await;
-    let (head, body) = response.map_err(|error| format!("it sent no response: {error}"))?.into_parts();
-    let body = Limited::new(body, max_body)
-        .collect()
-        .await
-        .map_err(|error| format!("its response cannot be read, or is longer than {} KiB: {error}", max_body / 1024))?;
-    Ok((head, body.to_bytes()))
+    Ok((response.map_err(|error| format!("it sent no response: {error}"))?, tasks))
 }
 
 /// Returns the time that a response demands until the next request, in seconds (RFC 9110 §10.2.3).
@@ -174,5 +211,20 @@ pub(super) fn retry_after(headers: &HeaderMap, now: u64) -> Option<u64> {
     match text.trim().parse::<u64>() {
         Ok(seconds) => Some(seconds),
         Err(_) => http_date(text).map(|at| at.saturating_sub(now)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_none_is_not_replaced_by_that_of_the_scheme() {
+        let of = |url: &str| Destination::of(&url.parse().unwrap(), 443).map(|to| to.authority());
+        assert_eq!(of("https://a.example/x").as_deref(), Some("a.example:443"));
+        assert_eq!(of("https://[2001:db8::1]:8443/").as_deref(), Some("[2001:db8::1]:8443"));
+        for wrong in ["https://a.example:99999/", "https://a.example:0/", "https://a.example:/", "/x"] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
     }
 }

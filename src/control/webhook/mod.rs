@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::events::Sink;
 use super::events::event::{Event, Kind, Source};
 use super::events::queue::{Queue, Taken};
+use super::log_interval::is_due;
 use super::outbound;
 use super::spool::{PushError, Spool};
 use crate::clock;
@@ -39,6 +40,8 @@ const SYNC: Duration = Duration::from_secs(1);
 const LAST_EVENTS: Duration = Duration::from_secs(4);
 /// The wait after the spool could not be read.
 const READ_AGAIN: Duration = Duration::from_secs(10);
+/// The time after which the server tries batches of twice the size that the receiver has not taken.
+const LARGER: Duration = Duration::from_secs(600);
 /// The shortest time between two log lines about the same trouble.
 const LOG: Duration = Duration::from_secs(60);
 /// The time after which a failure that goes on is logged again.
@@ -118,16 +121,6 @@ struct Logged {
     dropped: u64,
     spool: Option<Instant>,
     damaged: u64,
-}
-
-/// Returns whether it is time for another line.
-fn is_due(last: &mut Option<Instant>, interval: Duration) -> bool {
-    let now = Instant::now();
-    let is_due = last.is_none_or(|last| now.duration_since(last) >= interval);
-    if is_due {
-        *last = Some(now);
-    }
-    is_due
 }
 
 impl Webhook {
@@ -228,6 +221,12 @@ impl Sink for Webhook {
         !state.is_away && state.settings.as_ref().is_some_and(|settings| settings.wants(Kind::Usage))
     }
 
+    fn usage_is_complete(&mut self) {
+        if let Some(queue) = &mut self.shared.state.borrow_mut().queue {
+            queue.usage_is_complete();
+        }
+    }
+
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
         self.shared.state.borrow_mut().is_stopping = true;
         self.shared.keep();
@@ -237,6 +236,9 @@ impl Sink for Webhook {
             keeper.abort();
             if timeout(LAST_EVENTS, &mut sender).await.is_err() {
                 sender.abort();
+            }
+            if let Some(queue) = &mut shared.state.borrow_mut().queue {
+                queue.give_up();
             }
             shared.keep();
             shared.log_rest();
@@ -358,20 +360,43 @@ struct Outgoing {
     taken: Taken,
 }
 
-/// What the task knows about the failures since the last success.
+/// What the task knows about the failures.
 #[derive(Default)]
 struct Trouble {
+    /// Those since the last success.
     failures: u32,
+    /// Whether one of them was logged.
+    is_logged: bool,
+    /// When one was last logged, and its message.
     logged: Option<Instant>,
     message: String,
+}
+
+/// The most events of a batch: fewer than the configured ones if the receiver has not taken as many.
+struct Size {
+    most: usize,
+    /// When more are tried.
+    larger: Instant,
+}
+
+impl Size {
+    fn reduce(&mut self, most: usize) {
+        *self = Self { most, larger: Instant::now() + LARGER };
+    }
+
+    fn most(&mut self) -> usize {
+        if self.most < usize::MAX && Instant::now() >= self.larger {
+            self.reduce(self.most.saturating_mul(2));
+        }
+        self.most
+    }
 }
 
 /// Sends what waits until the process stops.
 async fn send(shared: Rc<Shared>) {
     let mut outgoing: Option<Outgoing> = None;
     let mut trouble = Trouble::default();
-    // Fewer than the configured ones if the receiver does not take them.
-    let mut most = usize::MAX;
+    let mut size = Size { most: usize::MAX, larger: Instant::now() };
     let mut tls: Option<(u64, TlsConnector)> = None;
     let mut known = 0;
     loop {
@@ -379,6 +404,7 @@ async fn send(shared: Rc<Shared>) {
         if std::mem::replace(&mut known, version) != version {
             // They may be about another receiver.
             trouble = Trouble::default();
+            size.most = usize::MAX;
         }
         let Some(settings) = settings else {
             // What it has is still in the spool.
@@ -398,19 +424,20 @@ async fn send(shared: Rc<Shared>) {
                 continue;
             }
             shared.gather(&settings, version).await;
-            let next = shared.next(&settings, most);
+            let next = shared.next(&settings, size.most());
             outgoing = next.unwrap_or_else(|error| {
                 log_spool_failure(Err(error), &mut shared.state.borrow_mut().logged);
                 None
             });
-            most = most.saturating_mul(2);
         }
         let Some(sent) = &outgoing else {
-            // The disk fails, or what was there is damaged.
             if shared.is_stopping() {
                 return;
             }
-            shared.pause(READ_AGAIN, version).await;
+            if shared.waiting() > 0 {
+                // The disk fails, or what was there is damaged.
+                shared.pause(READ_AGAIN, version).await;
+            }
             continue;
         };
         let result = match connector(&settings, version, &mut tls) {
@@ -419,14 +446,16 @@ async fn send(shared: Rc<Shared>) {
         };
         match result {
             Ok(()) => {
-                shared.succeeded(sent, &settings, std::mem::take(&mut trouble));
+                shared.succeeded(sent, &settings, &mut trouble);
+                outgoing = None;
+            }
+            Err(refusal) if refusal.is_too_large && sent.taken.events.len() > 1 => {
+                // The receiver is there, and takes the half at once.
+                shared.statistics.failed.fetch_add(1, Ordering::Relaxed);
+                size.reduce(sent.taken.events.len() / 2);
                 outgoing = None;
             }
             Err(refusal) => {
-                if refusal.is_too_large && sent.taken.events.len() > 1 {
-                    most = sent.taken.events.len() / 2;
-                    outgoing = None;
-                }
                 // The file of authorities may be another one now.
                 tls = None;
                 trouble.failures = trouble.failures.saturating_add(1);
@@ -466,7 +495,7 @@ impl Shared {
         Ok(taken.map(|taken| Outgoing { batch: Batch::new(&settings.node, &taken.events), taken }))
     }
 
-    fn succeeded(&self, sent: &Outgoing, settings: &Settings, trouble: Trouble) {
+    fn succeeded(&self, sent: &Outgoing, settings: &Settings, trouble: &mut Trouble) {
         let mut state = self.state.borrow_mut();
         state.is_away = false;
         if let State { queue: Some(queue), logged, .. } = &mut *state {
@@ -479,11 +508,12 @@ impl Shared {
         statistics.failures.store(0, Ordering::Relaxed);
         statistics.last_success.store(clock::unix_seconds(), Ordering::Relaxed);
         self.publish();
-        if trouble.failures > 0 {
+        let failures = std::mem::take(&mut trouble.failures);
+        if std::mem::take(&mut trouble.is_logged) {
             tracing::info!(
                 event = "webhook-recovered",
                 receiver = settings.webhook.origin(),
-                failures = trouble.failures,
+                failures,
                 queued = self.waiting(),
                 "the receiver of the webhook takes events again"
             );
@@ -500,8 +530,9 @@ impl Shared {
         self.statistics.failed.fetch_add(1, Ordering::Relaxed);
         self.statistics.failures.store(trouble.failures.into(), Ordering::Relaxed);
         self.publish();
-        let interval = if trouble.message == refusal.message { LOG_AGAIN } else { LOG };
-        if is_due(&mut trouble.logged, interval) {
+        let goes_on = trouble.is_logged && trouble.message == refusal.message;
+        if is_due(&mut trouble.logged, if goes_on { LOG_AGAIN } else { LOG }) {
+            trouble.is_logged = true;
             trouble.message.clone_from(&refusal.message);
             tracing::warn!(
                 event = "webhook-failed",

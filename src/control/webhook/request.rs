@@ -20,9 +20,6 @@ use crate::config;
 use crate::control::outbound::{self, Destination};
 use crate::setting::{WEBHOOK_CA_FILE, WEBHOOK_SECRET_FILE, WEBHOOK_URL};
 
-/// The longest body of a response, in bytes. It is not used.
-const MAX_BODY: usize = 16 * 1024;
-
 /// A batch of events. Each try has the same identifier and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Batch {
@@ -89,7 +86,7 @@ pub(super) async fn post(webhook: &config::Webhook, tls: &TlsConnector, batch: &
 }
 
 fn too_slow(time: Duration) -> String {
-    format!("it sent no complete response within {} seconds (`webhook.timeout`)", time.as_secs())
+    format!("it sent no response within {} seconds (`webhook.timeout`)", time.as_secs())
 }
 
 async fn send(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> Result<(), Refusal> {
@@ -106,11 +103,12 @@ async fn send(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> R
         .body(Full::new(batch.body.clone()))
         .map_err(|_| wrong())?;
     let stream = outbound::connect(&to.host, to.port).await?;
-    let (head, _) = if is_plain {
-        outbound::exchange(stream, &to, request, MAX_BODY).await?
+    // The head says what the receiver has done. Whatever its body is must not repeat the batch.
+    let head = if is_plain {
+        outbound::exchange_for_head(stream, &to, request).await?
     } else {
         let stream = outbound::tls(tls, &to.host, stream, WEBHOOK_CA_FILE).await?;
-        outbound::exchange(stream, &to, request, MAX_BODY).await?
+        outbound::exchange_for_head(stream, &to, request).await?
     };
     if head.status.is_success() {
         return Ok(());
