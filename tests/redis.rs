@@ -16,7 +16,7 @@ mod support;
 
 #[cfg(test)]
 mod redis {
-    use std::net::SocketAddr;
+    use std::net::{SocketAddr, UdpSocket};
     use std::time::Duration;
 
     use nix::sys::signal::Signal;
@@ -28,7 +28,7 @@ mod redis {
     use crate::report::examine;
     use crate::server::Redis;
     use crate::support::client::{Client, Login};
-    use crate::support::{LogLine, REALM, SECRET, Server, config_without_secret};
+    use crate::support::{LogLine, REALM, SECRET, Server, TIMEOUT, config_without_secret};
 
     /// A test may do in a second what clients of one source do in minutes.
     const NO_LIMITS: &str = "[limits]\nunverified-responses = 0\nfailed-authentications = 0\n";
@@ -53,6 +53,14 @@ mod redis {
 
     fn wait_for_event(server: &Server, name: &str) {
         server.wait_for_log(|line| line.field("event").as_deref() == Some(name));
+    }
+
+    /// Waits until something is so.
+    fn until(is_so: impl Fn() -> bool) {
+        let clock = Clock::start();
+        while !is_so() {
+            assert!(clock.elapsed() < TIMEOUT);
+        }
     }
 
     /// Returns a client over UDP and one over TCP.
@@ -142,6 +150,22 @@ mod redis {
     }
 
     #[test]
+    fn a_value_that_is_too_long_costs_its_user_and_not_the_connection() {
+        let Some(redis) = Redis::start() else { return };
+        redis.set_user("ann", "song of ann");
+        redis.command(&["SET", &format!("turn/realm/{REALM}/user/bob/key"), &"x".repeat(100_000)]);
+        redis.add_secret(&"x".repeat(100_000));
+        redis.add_secret("a secret that only redis has");
+        let server = start(&redis, "");
+        wait_for_event(&server, "redis-secrets");
+        assert_eq!(allocate(&server, &Login::new("bob", "song of bob")), [401, 401]);
+        assert_eq!(allocate(&server, &Login::new("ann", "song of ann")), [0, 0]);
+        wait_for_event(&server, "redis-reply");
+        assert_eq!(event(&server, "redis-unavailable"), 0);
+        server.terminate();
+    }
+
+    #[test]
     fn a_server_without_its_password_is_refused_with_advice() {
         let Some(redis) = Redis::start_with(Some("swordfish-of-redis")) else { return };
         let server = Server::start(&config(&redis, ""));
@@ -161,13 +185,13 @@ mod redis {
         redis.set_user("ann", "new song");
         let changed = Login::new("ann", "new song");
         // The old key is known for a second.
-        while allocate(&server, &changed) != [0, 0] {}
+        until(|| allocate(&server, &changed) == [0, 0]);
         redis.delete_user("ann");
-        while allocate(&server, &changed) != [401, 401] {}
+        until(|| allocate(&server, &changed) == [401, 401]);
         for (client, session) in [(&udp, &of_udp), (&tcp, &of_tcp)] {
             // Another worker may know the user for a second longer.
             let refresh = || client.request(session, Method::REFRESH, &|writer| Request::Refresh(600).encode(writer));
-            while refresh().error() != Some(401) {}
+            until(|| refresh().error() == Some(401));
         }
         server.wait_for_logs(|lines| {
             let ended = |line: &&LogLine| line.field("reason").is_some_and(|why| why.contains("no longer has"));
@@ -197,7 +221,7 @@ mod redis {
         }
         wait_for_event(&server, "redis-unavailable");
         come_back(&mut redis);
-        while allocate(&server, &bob) != [0, 0] {}
+        until(|| allocate(&server, &bob) == [0, 0]);
         assert_eq!(event(&server, "redis-unavailable"), 1);
         server.terminate();
     }
@@ -274,14 +298,11 @@ mod redis {
         let flood: Vec<Client> =
             (0..300).map(|number| begin_allocation(server.udp_address(), &format!("user-{number}"))).collect();
         // Which of them are within the limit depends on the workers, which share it.
-        while redis.look_ups() < 10 {
-            std::thread::yield_now();
-        }
+        until(|| redis.look_ups() >= 10);
         // The source then waits, and can log in.
-        let waits_until = clock.elapsed() + Duration::from_secs(2);
-        while clock.elapsed() < waits_until {
-            std::thread::yield_now();
-        }
+        let idle = UdpSocket::bind("127.0.0.1:0").unwrap();
+        idle.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+        assert!(idle.recv(&mut [0]).is_err());
         let (asked, most) = (redis.look_ups(), 10 + 5 * (clock.elapsed().as_secs() + 1));
         assert!(asked <= most, "{asked} of {most}");
         drop(flood);

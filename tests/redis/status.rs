@@ -197,7 +197,7 @@ fn while_redis_hangs_or_is_away_packets_do_not_wait_and_the_ends_come_later() {
     while !redis.command(&["INFO", "commandstats"]).contains("cmdstat_del:calls=21,") {
         assert!(clock.elapsed() < TIMEOUT, "{}", redis.command(&["INFO", "commandstats"]));
     }
-    assert_eq!(redis.command(&["DBSIZE"]), ":0\r\n");
+    assert!(!redis.command(&["INFO", "keyspace"]).contains("db2:"));
 
     // A server that hangs keeps the connection, and gets everything when it goes on.
     let mut monitor = redis.monitor();
@@ -211,5 +211,28 @@ fn while_redis_hangs_or_is_away_packets_do_not_wait_and_the_ends_come_later() {
     redis.signal(Signal::SIGCONT);
     let commands = monitor.until("/total_traffic/peer");
     assert_eq!(commands.last().unwrap()[2], "rcvp=100, rcvb=1000, sentp=100, sentb=1000");
+    server.terminate();
+}
+
+#[test]
+fn a_refused_command_is_not_sent_again_and_no_change_waits_for_it() {
+    let Some(redis) = Redis::start() else { return };
+    let server = start(&redis);
+    let mut monitor = redis.monitor();
+    let mut call = || {
+        let client = Client::new(server.udp_address());
+        let (session, _) = client.allocate(&login()).unwrap();
+        client.delete(&session);
+        monitor.until("/total_traffic/peer")
+    };
+    assert_eq!(redis.command(&["CONFIG", "SET", "maxmemory", "1"]), "+OK\r\n");
+    let first = call();
+    let refused = server.wait_for_log(|line| line.field("event").as_deref() == Some("redis-status-refused"));
+    assert_eq!(refused.field("reason").as_deref(), Some("OOM"));
+    assert_eq!(redis.command(&["CONFIG", "SET", "maxmemory", "0"]), "+OK\r\n");
+    // Nothing of the first one comes again.
+    let second = call();
+    assert_ne!(allocation(first.last().unwrap()), allocation(second.last().unwrap()));
+    assert!(second.iter().all(|command| allocation(command) == allocation(second.last().unwrap())), "{second:#?}");
     server.terminate();
 }

@@ -538,10 +538,10 @@ fn status(counts: &redis_status::Counts, families: &mut Families<'_, '_>) -> fmt
     )?;
     families.counters(
         "redis_status_changes",
-        "Changes of the status of allocations that Redis has taken, and those that did not fit",
+        "Changes of the status of allocations that Redis has taken, that it has refused, and that did not fit",
         None,
         "outcome",
-        [("sent", counts.sent), ("dropped", counts.dropped)],
+        [("sent", counts.sent), ("refused", counts.refused), ("dropped", counts.dropped)],
     )
 }
 

@@ -12,7 +12,8 @@ use super::connection::{self, Connection, describe};
 use super::protocol::Reply;
 use super::{Secrets, Settings, Statistics};
 use crate::auth::{LongTermKey, Secret};
-use crate::turn::DatabaseUnavailable;
+use crate::control::log_interval::is_due;
+use crate::turn::{DatabaseReply, DatabaseUnavailable};
 use crate::worker::{Handle, LookedUp, Lookup};
 
 /// The most users that are being looked up.
@@ -24,6 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(5);
 const SECRETS: Duration = Duration::from_secs(60);
 /// The most secrets that are used. Each may be tried for a request.
 const MOST_SECRETS: usize = 32;
+const MALFORMED_KEY: &str = "the key of a user is not 32 hexadecimal digits";
 /// The time from one log line about the same trouble to the next.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -81,18 +83,8 @@ pub(super) struct Log {
 }
 
 impl Log {
-    /// Returns whether a line may be logged, and remembers it.
-    fn admit(last: &mut Option<Instant>) -> bool {
-        let now = Instant::now();
-        let admitted = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-        if admitted {
-            *last = Some(now);
-        }
-        admitted
-    }
-
     fn unavailable(&mut self, settings: &Settings, why: &str) {
-        if Self::admit(&mut self.unavailable) {
+        if is_due(&mut self.unavailable, LOG_INTERVAL) {
             self.is_unavailable = true;
             tracing::warn!(
                 event = "redis-unavailable", redis = %settings.access.server, reason = why,
@@ -111,10 +103,11 @@ impl Log {
     }
 
     fn reply(&mut self, settings: &Settings, what: &'static str, why: &str) {
-        if Self::admit(&mut self.reply) {
+        if is_due(&mut self.reply, LOG_INTERVAL) {
             tracing::warn!(
                 event = "redis-reply", redis = %settings.access.server, what, reason = why,
-                "the Redis server has sent something that cannot be used"
+                "the Redis server has sent something that cannot be used: check what it has, and with NOPERM that the user \
+                 may do GET and SMEMBERS on turn/realm/*"
             );
         }
     }
@@ -123,10 +116,19 @@ impl Log {
 impl Agent {
     /// Runs until control ends.
     pub(super) async fn run(mut self) {
+        let mut sent = VecDeque::new();
+        let mut before: Option<Arc<Settings>> = None;
         loop {
             let settings = self.settings.borrow_and_update().clone();
+            if let Some(before) = &before
+                && settings.as_ref().is_none_or(|settings| settings.source != before.source)
+            {
+                self.give_up(before, &mut sent);
+            }
+            before.clone_from(&settings);
+            self.log = Log::default();
             let ended = match settings {
-                Some(settings) => self.follow(&settings).await,
+                Some(settings) => self.follow(&settings, &mut sent).await,
                 None => self.wait_for_settings().await,
             };
             if let Ended::Control = ended {
@@ -140,12 +142,20 @@ impl Agent {
         if self.settings.changed().await.is_ok() { Ended::Settings } else { Ended::Control }
     }
 
-    /// Uses a server until there are other settings.
-    async fn follow(&mut self, settings: &Settings) -> Ended {
+    /// Reports look-ups without a reply as failed. A worker that has another database then asks that one.
+    fn give_up(&mut self, settings: &Settings, sent: &mut VecDeque<Sent>) {
+        for one in sent.drain(..) {
+            if let Sent::User(wanted) = one {
+                self.report(settings, wanted, Err(DatabaseUnavailable));
+            }
+        }
+    }
+
+    /// Uses a server until there are other settings. `sent` has the commands without a reply.
+    async fn follow(&mut self, settings: &Settings, sent: &mut VecDeque<Sent>) -> Ended {
         let mut wait = FIRST_WAIT;
         // The secrets that control has; `None` if it has those of no server or of another one.
         let mut known: Option<Vec<Secret>> = None;
-        let mut sent = VecDeque::new();
         loop {
             let opened = tokio::select! {
                 ended = self.wait_for_settings() => return ended,
@@ -153,10 +163,9 @@ impl Agent {
             };
             let why = match opened {
                 Ok(connection) => {
-                    wait = FIRST_WAIT;
                     self.log.connected(settings);
                     self.statistics.connected.store(true, Ordering::Relaxed);
-                    let result = self.serve(settings, connection, &mut sent, &mut known).await;
+                    let result = self.serve(settings, connection, sent, &mut known, &mut wait).await;
                     self.statistics.connected.store(false, Ordering::Relaxed);
                     match result {
                         Ok(ended) => return ended,
@@ -175,13 +184,14 @@ impl Agent {
     }
 
     /// Looks up users over a connection. The error is why the connection cannot be used any more. What was sent and has no
-    /// reply stays in `sent`.
+    /// reply stays in `sent`. A reply resets the `wait` for the next connection.
     async fn serve(
         &mut self,
         settings: &Settings,
         mut connection: Connection,
         sent: &mut VecDeque<Sent>,
         known: &mut Option<Vec<Secret>>,
+        wait: &mut Duration,
     ) -> Result<Ended, String> {
         self.send_again(settings, &mut connection, sent);
         let mut secrets = interval(SECRETS);
@@ -200,6 +210,7 @@ impl Agent {
                 }
                 reply = connection.reply() => {
                     let reply = reply?;
+                    *wait = FIRST_WAIT;
                     match sent.pop_front() {
                         Some(Sent::User(wanted)) => self.deliver(settings, wanted, reply),
                         Some(Sent::Secrets { .. }) => self.use_secrets(settings, reply, known),
@@ -238,21 +249,29 @@ impl Agent {
 
     /// Tells the workers what the server has said about a user.
     fn deliver(&mut self, settings: &Settings, wanted: Wanted, reply: Reply) {
-        let Wanted { username, workers, .. } = wanted;
         let result = match &reply {
             Reply::Value(value) => {
                 let key = str::from_utf8(value).ok().and_then(|text| LongTermKey::from_hex(text.trim()));
                 if key.is_none() {
-                    self.log.reply(settings, "key", "the key of a user is not 32 hexadecimal digits");
+                    self.log.reply(settings, "key", MALFORMED_KEY);
                 }
                 Ok(key)
             }
             Reply::Nil => Ok(None),
+            Reply::TooLong => {
+                self.log.reply(settings, "key", MALFORMED_KEY);
+                Ok(None)
+            }
             reply => {
                 self.log.reply(settings, "key", &describe(reply));
                 Err(DatabaseUnavailable)
             }
         };
+        self.report(settings, wanted, result);
+    }
+
+    fn report(&self, settings: &Settings, wanted: Wanted, result: DatabaseReply) {
+        let Wanted { username, workers, .. } = wanted;
         let counter = match &result {
             Ok(Some(_)) => &self.statistics.found,
             Ok(None) => &self.statistics.absent,
@@ -270,6 +289,7 @@ impl Agent {
         let Reply::Array(values) = reply else {
             return self.log.reply(settings, "secrets", &describe(&reply));
         };
+        let count = values.len();
         let mut values: Vec<_> = values
             .into_iter()
             .filter_map(|value| match value {
@@ -277,6 +297,9 @@ impl Agent {
                 _ => None,
             })
             .collect();
+        if values.len() < count {
+            self.log.reply(settings, "secrets", "one of them is longer than 4096 bytes, and is not used");
+        }
         // The order of a set is arbitrary.
         values.sort_unstable_by(|one, other| one.as_slice().cmp(other.as_slice()));
         if values.len() > MOST_SECRETS {

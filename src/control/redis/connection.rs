@@ -166,6 +166,7 @@ pub(super) fn describe(reply: &Reply) -> String {
             let is_code = !word.is_empty() && word.len() <= 32 && word.bytes().all(|byte| byte.is_ascii_uppercase());
             if is_code { word.to_owned() } else { "an error".to_owned() }
         }
+        Reply::TooLong => "a reply that is too long".to_owned(),
         _ => "an unexpected reply".to_owned(),
     }
 }

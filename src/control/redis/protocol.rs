@@ -6,8 +6,11 @@ use zeroize::{Zeroize as _, Zeroizing};
 const LONGEST_VALUE: usize = 4096;
 /// The longest line, in bytes: that of an error.
 const LONGEST_LINE: usize = 1024;
-/// The most elements of an array. Its elements are not arrays, but for the reply to SCAN.
+/// The most elements of arrays in a reply, and the most bytes of values in them.
 const MOST_ELEMENTS: usize = 8192;
+const MOST_BYTES: usize = 1 << 20;
+/// Elements of an array are not arrays, but for the reply to SCAN.
+const DEPTH: usize = 2;
 
 /// A reply. Values are erased on drop.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,6 +24,8 @@ pub(super) enum Reply {
     /// There is no value.
     Nil,
     Array(Vec<Self>),
+    /// A value or an array that is too long. It was received and not kept.
+    TooLong,
 }
 
 /// Bytes that are no reply.
@@ -38,76 +43,144 @@ pub(super) fn write_command(to: &mut Vec<u8>, words: &[&[u8]]) {
     }
 }
 
-/// Bytes that were received and not parsed yet. They are erased when they are removed.
+/// What was received of replies. Values are erased on drop, and bytes when they are removed.
 #[derive(Debug, Default)]
-pub(super) struct Received(Zeroizing<Vec<u8>>);
+pub(super) struct Received {
+    /// Bytes that were not parsed yet.
+    bytes: Zeroizing<Vec<u8>>,
+    /// How many of the next bytes belong to a value that is too long.
+    skipped: usize,
+    /// The arrays that are not complete, the outer one first.
+    arrays: Vec<Array>,
+    /// The elements of the arrays, and the bytes of their values.
+    elements: usize,
+    element_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Array {
+    missing: usize,
+    elements: Vec<Reply>,
+    is_too_long: bool,
+}
+
+/// A part of a reply.
+enum Part {
+    Whole(Reply),
+    /// The number of elements that follow.
+    Array(usize),
+    /// The bytes that follow and are not kept.
+    TooLong(usize),
+}
 
 impl Received {
     pub(super) fn push(&mut self, bytes: &[u8]) {
-        if self.0.len() + bytes.len() > self.0.capacity() {
+        let (skipped, bytes) = bytes.split_at_checked(self.skipped).unwrap_or((bytes, &[]));
+        self.skipped -= skipped.len();
+        if self.bytes.len() + bytes.len() > self.bytes.capacity() {
             // Growing would leave a copy that is not erased.
-            let mut larger = Zeroizing::new(Vec::with_capacity(2 * (self.0.len() + bytes.len())));
-            larger.extend_from_slice(&self.0);
-            self.0 = larger;
+            let mut larger = Zeroizing::new(Vec::with_capacity(2 * (self.bytes.len() + bytes.len())));
+            larger.extend_from_slice(&self.bytes);
+            self.bytes = larger;
         }
-        self.0.extend_from_slice(bytes);
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// Removes and returns the first reply; `None` if it is not complete.
     pub(super) fn next(&mut self) -> Result<Option<Reply>, Malformed> {
-        let mut rest = self.0.as_slice();
-        let Some(reply) = parse(&mut rest, 2)? else { return Ok(None) };
-        let (length, left) = (self.0.len() - rest.len(), rest.len());
-        self.0.copy_within(length.., 0);
-        self.0.get_mut(left..).unwrap_or_default().zeroize();
-        self.0.truncate(left);
-        Ok(Some(reply))
+        let bytes = std::mem::take(&mut self.bytes);
+        let mut rest = bytes.as_slice();
+        let reply = self.parse(&mut rest);
+        let (length, left) = (bytes.len() - rest.len(), rest.len());
+        self.bytes = bytes;
+        self.bytes.copy_within(length.., 0);
+        self.bytes.get_mut(left..).unwrap_or_default().zeroize();
+        self.bytes.truncate(left);
+        reply
+    }
+
+    /// Parses what is there of a reply, and moves `bytes` past it.
+    fn parse(&mut self, bytes: &mut &[u8]) -> Result<Option<Reply>, Malformed> {
+        while let Some(part) = parse(bytes)? {
+            let reply = match part {
+                Part::Whole(reply) => Some(reply),
+                Part::Array(0) => Some(Reply::Array(Vec::new())),
+                Part::Array(missing) => {
+                    if self.arrays.len() >= DEPTH {
+                        return Err(Malformed);
+                    }
+                    self.arrays.push(Array { missing, elements: Vec::new(), is_too_long: false });
+                    None
+                }
+                Part::TooLong(length) => {
+                    let here = length.min(bytes.len());
+                    *bytes = bytes.get(here..).unwrap_or_default();
+                    self.skipped = length - here;
+                    Some(Reply::TooLong)
+                }
+            };
+            if let Some(reply) = reply.and_then(|reply| self.complete(reply)) {
+                (self.elements, self.element_bytes) = (0, 0);
+                return Ok(Some(reply));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Adds a reply to the array that it is an element of. Returns the reply that is complete by it.
+    fn complete(&mut self, mut reply: Reply) -> Option<Reply> {
+        while let Some(array) = self.arrays.last_mut() {
+            self.elements += 1;
+            self.element_bytes += if let Reply::Value(value) = &reply { value.len() } else { 0 };
+            array.missing -= 1;
+            if self.elements > MOST_ELEMENTS || self.element_bytes > MOST_BYTES {
+                array.is_too_long = true;
+            } else {
+                array.elements.push(reply);
+            }
+            if array.missing > 0 {
+                return None;
+            }
+            let Array { elements, is_too_long, .. } = self.arrays.pop()?;
+            reply = if is_too_long { Reply::TooLong } else { Reply::Array(elements) };
+        }
+        Some(reply)
     }
 }
 
-/// Parses a reply, whose arrays are nested up to `depth` times, and moves `bytes` past it. `None` if it is not complete.
-fn parse(bytes: &mut &[u8], depth: usize) -> Result<Option<Reply>, Malformed> {
+/// Parses a part of a reply, and moves `bytes` past it. `None` if it is not complete.
+fn parse(bytes: &mut &[u8]) -> Result<Option<Part>, Malformed> {
     let Some(end) = bytes.iter().take(LONGEST_LINE + 2).position(|byte| *byte == b'\n') else {
         return if bytes.len() > LONGEST_LINE { Err(Malformed) } else { Ok(None) };
     };
-    let (line, rest) = bytes.split_at_checked(end + 1).ok_or(Malformed)?;
+    let (line, mut rest) = bytes.split_at_checked(end + 1).ok_or(Malformed)?;
     let line = line.strip_suffix(b"\r\n").ok_or(Malformed)?;
     let (kind, text) = line.split_first().ok_or(Malformed)?;
     let text = str::from_utf8(text).map_err(|_| Malformed)?;
     let number = || text.parse::<i64>().map_err(|_| Malformed);
     // -1 stands for no value.
-    let length = |most: usize| match number()? {
+    let length = || match number()? {
         -1 => Ok(None),
-        length => usize::try_from(length).ok().filter(|length| *length <= most).map(Some).ok_or(Malformed),
+        length => usize::try_from(length).map(Some).map_err(|_| Malformed),
     };
-    let mut rest = rest;
-    let reply = match kind {
-        b'+' => Reply::Status(text.to_owned()),
-        b'-' => Reply::Error(text.to_owned()),
-        b':' => Reply::Integer(number()?),
-        b'$' => match length(LONGEST_VALUE)? {
-            None => Reply::Nil,
+    let part = match kind {
+        b'+' => Part::Whole(Reply::Status(text.to_owned())),
+        b'-' => Part::Whole(Reply::Error(text.to_owned())),
+        b':' => Part::Whole(Reply::Integer(number()?)),
+        b'$' => match length()? {
+            None => Part::Whole(Reply::Nil),
+            Some(length) if length > LONGEST_VALUE => Part::TooLong(length.saturating_add(2)),
             Some(length) => {
                 let Some((value, after)) = rest.split_at_checked(length + 2) else { return Ok(None) };
                 rest = after;
-                Reply::Value(Zeroizing::new(value.strip_suffix(b"\r\n").ok_or(Malformed)?.to_vec()))
+                Part::Whole(Reply::Value(Zeroizing::new(value.strip_suffix(b"\r\n").ok_or(Malformed)?.to_vec())))
             }
         },
-        b'*' if depth > 0 => match length(MOST_ELEMENTS)? {
-            None => Reply::Nil,
-            Some(length) => {
-                let mut elements = Vec::new();
-                for _ in 0..length {
-                    let Some(element) = parse(&mut rest, depth - 1)? else { return Ok(None) };
-                    elements.push(element);
-                }
-                Reply::Array(elements)
-            }
-        },
+        b'*' => length()?.map_or(Part::Whole(Reply::Nil), Part::Array),
         _ => return Err(Malformed),
     };
     *bytes = rest;
-    Ok(Some(reply))
+    Ok(Some(part))
 }
 
 #[cfg(test)]
@@ -152,22 +225,52 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reply_or_too_long_is_an_error() {
+    fn what_is_no_reply_is_an_error() {
         for bytes in [
             "HTTP/1.1 400 Bad Request\r\n".to_owned(),
             "\r\n".to_owned(),
             "+OK\n".to_owned(),
-            "$4097\r\n".to_owned(),
             "$-2\r\n".to_owned(),
             "$x\r\n".to_owned(),
             "$1\r\nabc".to_owned(),
-            "*8193\r\n".to_owned(),
             "*1\r\n*1\r\n*1\r\n".to_owned(),
             format!("+{}", "x".repeat(LONGEST_LINE + 1)),
         ] {
             let mut received = Received::default();
             received.push(bytes.as_bytes());
             assert_eq!(received.next(), Err(Malformed), "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_long_is_skipped_and_not_kept() {
+        let set = |count: usize, value: &str| {
+            format!("*{count}\r\n") + &format!("${}\r\n{value}\r\n", value.len()).repeat(count)
+        };
+        let text = [
+            format!("$5000\r\n{}\r\n+1\r\n", "x".repeat(5000)),
+            format!("*2\r\n$5000\r\n{}\r\n$1\r\na\r\n", "x".repeat(5000)),
+            set(9000, "a"),
+            set(400, &"x".repeat(4000)),
+            format!("*2\r\n$1\r\n0\r\n{}", set(9000, "a")),
+            set(8192, "a"),
+        ]
+        .concat();
+        for size in [1, 7, 4096, text.len()] {
+            let (mut received, mut replies) = (Received::default(), Vec::new());
+            for part in text.as_bytes().chunks(size) {
+                received.push(part);
+                assert!(received.bytes.len() <= size + LONGEST_VALUE + 16);
+                while let Some(reply) = received.next().unwrap() {
+                    replies.push(reply);
+                }
+            }
+            let [long, status, of_two, many, large, scan, set] = replies.try_into().unwrap();
+            assert_eq!([long, many, large], [Reply::TooLong, Reply::TooLong, Reply::TooLong], "{size}");
+            assert_eq!(status, Reply::Status("1".to_owned()));
+            assert_eq!(of_two, Reply::Array(vec![Reply::TooLong, value("a")]));
+            assert_eq!(scan, Reply::TooLong);
+            assert!(matches!(set, Reply::Array(values) if values.len() == 8192));
         }
     }
 

@@ -23,6 +23,7 @@ use super::protocol::Reply;
 use crate::config::{Config, RedisAccess};
 use crate::control::events::event::{Event, Kind};
 use crate::control::events::{Refresh, Sink};
+use crate::control::log_interval::is_due;
 use change::{Change, Sent};
 use queue::Queue;
 
@@ -59,6 +60,7 @@ pub(in crate::control) struct Statistics {
     is_connected: AtomicBool,
     queued: AtomicU64,
     sent: AtomicU64,
+    refused: AtomicU64,
     dropped: AtomicU64,
 }
 
@@ -70,6 +72,8 @@ pub(in crate::control) struct Counts {
     pub(in crate::control) queued: u64,
     /// Changes that Redis has taken.
     pub(in crate::control) sent: u64,
+    /// Changes for which Redis has refused a command.
+    pub(in crate::control) refused: u64,
     /// Changes that did not fit.
     pub(in crate::control) dropped: u64,
 }
@@ -81,6 +85,7 @@ impl Statistics {
             is_connected: self.is_connected.load(Ordering::Relaxed),
             queued: self.queued.load(Ordering::Relaxed),
             sent: self.sent.load(Ordering::Relaxed),
+            refused: self.refused.load(Ordering::Relaxed),
             dropped: self.dropped.load(Ordering::Relaxed),
         })
     }
@@ -113,19 +118,10 @@ struct Log {
     unavailable: Option<Instant>,
     /// The last line said that the server is not available.
     is_unavailable: bool,
+    refused: Option<Instant>,
     dropped: Option<Instant>,
     /// Changes that were dropped since then.
     dropped_since: u64,
-}
-
-/// Returns whether it is time for another line.
-fn is_due(last: &mut Option<Instant>) -> bool {
-    let now = Instant::now();
-    let is_due = last.is_none_or(|last| now.duration_since(last) >= LOG_INTERVAL);
-    if is_due {
-        *last = Some(now);
-    }
-    is_due
 }
 
 impl Status {
@@ -150,8 +146,8 @@ impl Handle {
     pub(in crate::control) fn configure(&self, settings: Option<Settings>) {
         self.0.statistics.is_configured.store(settings.is_some(), Ordering::Relaxed);
         if settings.is_none() {
-            self.0.sent.take();
-            *self.0.queue.borrow_mut() = Queue::default();
+            self.0.put_back();
+            self.0.queue.borrow_mut().clear();
             self.0.publish();
         }
         self.0.settings.send_if_modified(|present| {
@@ -188,6 +184,10 @@ impl Sink for Status {
         self.shared.statistics.is_connected.load(Ordering::Relaxed)
     }
 
+    fn usage_is_complete(&mut self) {
+        self.shared.queue.borrow_mut().reported.complete();
+    }
+
     fn finish(self: Box<Self>) -> Pin<Box<dyn Future<Output = ()>>> {
         self.shared.is_stopping.send_replace(true);
         Box::pin(async move {
@@ -219,6 +219,7 @@ enum Ended {
 impl Shared {
     fn push(&self, change: Change) {
         if self.settings.borrow().is_none() {
+            self.queue.borrow_mut().forget(&change);
             return;
         }
         let dropped = self.queue.borrow_mut().push(change);
@@ -226,7 +227,7 @@ impl Shared {
             self.statistics.dropped.fetch_add(dropped, Ordering::Relaxed);
             let mut log = self.log.borrow_mut();
             log.dropped_since += dropped;
-            if is_due(&mut log.dropped) {
+            if is_due(&mut log.dropped, LOG_INTERVAL) {
                 tracing::warn!(
                     event = "redis-status-dropped",
                     count = std::mem::take(&mut log.dropped_since),
@@ -244,11 +245,22 @@ impl Shared {
 
     fn unavailable(&self, settings: &Settings, why: &str) {
         let mut log = self.log.borrow_mut();
-        if is_due(&mut log.unavailable) {
+        if is_due(&mut log.unavailable, LOG_INTERVAL) {
             log.is_unavailable = true;
             tracing::warn!(
                 event = "redis-status-unavailable", redis = %settings.access.server, reason = why,
                 "the Redis server does not take the status of allocations; changes wait for it"
+            );
+        }
+    }
+
+    fn refused(&self, settings: &Settings, why: &str) {
+        self.statistics.refused.fetch_add(1, Ordering::Relaxed);
+        if is_due(&mut self.log.borrow_mut().refused, LOG_INTERVAL) {
+            tracing::warn!(
+                event = "redis-status-refused", redis = %settings.access.server, reason = why,
+                "the Redis server refuses commands for the status of allocations, which are not sent again: with OOM raise \
+                 its `maxmemory`, with NOPERM allow its user SET, DEL and PUBLISH on turn/realm/*"
             );
         }
     }
@@ -266,8 +278,14 @@ impl Shared {
     /// Sends changes over a connection.
     ///
     /// # Errors
-    /// Why it cannot be used any more. What Redis has not taken is in `sent`.
-    async fn serve(&self, connection: &mut Connection, settings: &Settings) -> Result<(), String> {
+    /// Why it cannot be used any more. The changes without a response are in `sent`. A response resets the `wait` for the
+    /// next connection.
+    async fn serve(
+        &self,
+        connection: &mut Connection,
+        settings: &Settings,
+        wait: &mut Duration,
+    ) -> Result<(), String> {
         loop {
             self.put_back();
             let batch = self.queue.borrow_mut().take(BATCH);
@@ -288,17 +306,21 @@ impl Shared {
             let replies: Vec<usize> = batch.iter().map(|sent| sent.write(connection, &settings.realm)).collect();
             self.sent.replace(batch.into());
             for count in replies {
-                replies_of_one(connection, count).await?;
+                let refusal = replies_of_one(connection, count).await?;
+                *wait = FIRST_WAIT;
                 if let Some(sent) = self.sent.borrow_mut().pop_front() {
-                    self.queue.borrow_mut().taken(&sent);
-                    self.statistics.sent.fetch_add(1, Ordering::Relaxed);
+                    self.queue.borrow_mut().done(&sent);
+                }
+                match refusal {
+                    None => drop(self.statistics.sent.fetch_add(1, Ordering::Relaxed)),
+                    Some(why) => self.refused(settings, &why),
                 }
             }
             self.publish();
         }
     }
 
-    /// Lets changes wait again that were sent and that Redis has not taken.
+    /// Lets changes wait again that were sent and have no response.
     fn put_back(&self) {
         self.queue.borrow_mut().put_back(self.sent.take());
         self.publish();
@@ -319,9 +341,10 @@ impl Shared {
                     self.statistics.is_connected.store(true, Ordering::Relaxed);
                     let served = tokio::select! {
                         _ = changes.changed() => None,
-                        result = self.serve(&mut connection, settings) => Some(result),
+                        result = self.serve(&mut connection, settings, &mut wait) => Some(result),
                     };
                     self.statistics.is_connected.store(false, Ordering::Relaxed);
+                    self.queue.borrow_mut().reported.interrupt();
                     self.put_back();
                     match served {
                         None => return Ended::Settings,
@@ -346,16 +369,27 @@ impl Shared {
     }
 }
 
-/// Waits for the replies to the commands of one change.
-async fn replies_of_one(connection: &mut Connection, count: usize) -> Result<(), String> {
+/// Waits for the replies to the commands of one change. Returns why the first one that Redis refuses was refused: the others
+/// of the change were carried out, so that none is sent again.
+///
+/// # Errors
+/// Why the connection cannot be used, or not yet.
+async fn replies_of_one(connection: &mut Connection, count: usize) -> Result<Option<String>, String> {
+    let mut refusal = None;
     for _ in 0..count {
         match timeout(TIME_LIMIT, connection.reply()).await {
-            Ok(Ok(reply @ Reply::Error(_))) => return Err(format!("it refuses a command ({})", describe(&reply))),
+            Ok(Ok(reply @ Reply::Error(_))) => {
+                let why = describe(&reply);
+                if why == "NOAUTH" || why == "LOADING" {
+                    return Err(format!("it refuses all commands ({why})"));
+                }
+                refusal.get_or_insert(why);
+            }
             Ok(reply) => drop(reply?),
             Err(_) => return Err(format!("it does not respond within {} seconds", TIME_LIMIT.as_secs())),
         }
     }
-    Ok(())
+    Ok(refusal)
 }
 
 /// Sends what waits until the process stops.
@@ -364,6 +398,10 @@ async fn send(shared: Rc<Shared>) {
     let mut is_stopping = shared.is_stopping.subscribe();
     loop {
         let settings = changes.borrow_and_update().clone();
+        // They may be about another server.
+        let mut log = shared.log.borrow_mut();
+        (log.unavailable, log.is_unavailable, log.refused) = Default::default();
+        drop(log);
         let ended = match settings {
             Some(settings) => shared.follow(&settings, &mut changes).await,
             None => tokio::select! {

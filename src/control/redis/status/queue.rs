@@ -1,11 +1,11 @@
 //! The changes that wait for Redis, in memory. The ends of allocations are dropped last.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 use super::change::{Change, Sent};
 use crate::control::events::lost::since;
+use crate::control::events::reported::Reported;
 use crate::turn::Traffic;
-use crate::worker::SessionId;
 
 /// The most changes that wait.
 const MOST: usize = 65_536;
@@ -18,7 +18,7 @@ pub(super) struct Queue {
     next: u64,
     /// The traffic of each allocation that was sent. It is not sent again if Redis does not respond, because a receiver
     /// that adds it up would count it twice.
-    reported: HashMap<SessionId, Traffic>,
+    pub(super) reported: Reported,
 }
 
 impl Queue {
@@ -29,6 +29,11 @@ impl Queue {
 
     /// Adds a change. Returns how many were dropped for lack of space, possibly this one.
     pub(super) fn push(&mut self, change: Change) -> u64 {
+        match &change {
+            Change::Traffic { session, .. } if !self.reported.list(*session) => return 0,
+            Change::Ended { session, .. } => self.reported.end(*session),
+            _ => {}
+        }
         let is_full = self.ends.len() + self.others.len() >= MOST;
         let is_end = matches!(change, Change::Ended { .. });
         if is_full && (!is_end || self.others.pop_front().is_none()) {
@@ -52,7 +57,7 @@ impl Queue {
             let since = match &change {
                 Change::Status { .. } => Traffic::default(),
                 Change::Traffic { session, traffic, .. } | Change::Ended { session, traffic, .. } => {
-                    since(traffic, &self.reported.insert(*session, *traffic).unwrap_or_default())
+                    since(traffic, &self.reported.insert(*session, *traffic))
                 }
             };
             taken.push(Sent { number, change, since });
@@ -60,14 +65,24 @@ impl Queue {
         taken
     }
 
-    /// Notes that Redis has taken a change.
-    pub(super) fn taken(&mut self, sent: &Sent) {
+    /// Notes that Redis has responded to a change.
+    pub(super) fn done(&mut self, sent: &Sent) {
         self.forget(&sent.change);
     }
 
-    fn forget(&mut self, change: &Change) {
+    /// Forgets the allocation of an end that is not sent.
+    pub(super) fn forget(&mut self, change: &Change) {
         if let Change::Ended { session, .. } = change {
-            self.reported.remove(session);
+            self.reported.end(*session);
+            self.reported.remove(*session);
+        }
+    }
+
+    /// Drops all changes.
+    pub(super) fn clear(&mut self) {
+        self.others.clear();
+        for (_, change) in std::mem::take(&mut self.ends) {
+            self.forget(&change);
         }
     }
 
@@ -83,6 +98,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::worker::SessionId;
 
     fn traffic(bytes_to_peers: u64) -> Traffic {
         Traffic { bytes_to_peers, ..Traffic::default() }
@@ -111,8 +127,34 @@ mod tests {
         let all = queue.take(10);
         assert_eq!(all.iter().map(|sent| sent.change.clone()).collect::<Vec<_>>(), changes);
         assert_eq!(all.iter().map(|sent| sent.since.bytes_to_peers).collect::<Vec<_>>(), [0, 0, 20, 10]);
-        all.iter().for_each(|sent| queue.taken(sent));
-        assert!(queue.reported.is_empty() && queue.len() == 0);
+        all.iter().for_each(|sent| queue.done(sent));
+        assert_eq!((queue.reported.len(), queue.len()), (0, 0));
+    }
+
+    #[test]
+    fn traffic_after_the_end_is_not_sent_and_nothing_of_the_allocation_stays() {
+        let mut queue = Queue::default();
+        for change in [usage(1, 10), ended(1, 20)] {
+            queue.push(change);
+        }
+        queue.push(usage(1, 15));
+        queue.take(10).iter().for_each(|sent| queue.done(sent));
+        queue.push(usage(1, 20));
+        assert_eq!((queue.reported.len(), queue.len()), (0, 0));
+    }
+
+    #[test]
+    fn what_was_sent_is_known_after_the_changes_were_dropped() {
+        let mut queue = Queue::default();
+        for change in [usage(1, 10), usage(2, 10)] {
+            queue.push(change);
+        }
+        queue.take(10).iter().for_each(|sent| queue.done(sent));
+        queue.push(ended(2, 20));
+        queue.clear();
+        assert_eq!((queue.reported.len(), queue.len()), (1, 0));
+        queue.push(ended(1, 25));
+        assert_eq!(queue.take(10).first().unwrap().since.bytes_to_peers, 15);
     }
 
     #[test]
@@ -129,6 +171,6 @@ mod tests {
     fn a_change_takes_what_is_documented() {
         let longest_user = 509;
         assert!(size_of::<(u64, Change)>() + longest_user <= 700, "{}", size_of::<(u64, Change)>());
-        assert!(2 * size_of::<(SessionId, Traffic)>() <= 200, "{}", size_of::<(SessionId, Traffic)>());
+        assert!(2 * Reported::ENTRY <= 200, "{}", Reported::ENTRY);
     }
 }
