@@ -377,7 +377,10 @@ mod tests {
     fn keys_that_do_not_fit_are_errors_with_advice() {
         for (text, why) in [
             ("url = \"redis://127.0.0.1\"\nca-file = \"ca.pem\"", "rediss://"),
-            ("url = \"rediss://127.0.0.1\"\nca-file = \"/nonexistent\"", "`auth.redis.ca-file`: `/nonexistent` cannot be"),
+            (
+                "url = \"rediss://127.0.0.1\"\nca-file = \"/nonexistent\"",
+                "`auth.redis.ca-file`: `/nonexistent` cannot be",
+            ),
             ("url = \"redis://127.0.0.1\"\nusername = \"turn\"", "`auth.redis.password-file`"),
             ("url = \"redis://127.0.0.1\"\npassword-file = \"/nonexistent\"", "file not found"),
             ("url = \"redis://127.0.0.1\"\nwhen-unavailable = \"503\"", "500"),

@@ -58,7 +58,11 @@ async fn search_over(settings: &Settings, connection: &mut Connection) -> Result
         let reply = connection.call(&[b"SCAN", &cursor, b"MATCH", pattern.as_bytes(), b"COUNT", KEYS_PER_STEP]).await?;
         let Reply::Array(parts) = reply else {
             // A user of Redis who may only read keys cannot search.
-            return if let Reply::Error(_) | Reply::TooLong = reply { Ok(Found::Unknown) } else { Err(describe(&reply)) };
+            return if let Reply::Error(_) | Reply::TooLong = reply {
+                Ok(Found::Unknown)
+            } else {
+                Err(describe(&reply))
+            };
         };
         let [Reply::Value(next), Reply::Array(keys)] = parts.as_slice() else {
             return Err("it has sent an unexpected reply".to_owned());

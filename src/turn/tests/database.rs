@@ -243,11 +243,13 @@ fn a_known_user_goes_on_if_the_database_cannot_be_asked() {
     }
     world.accept(&carol, Method::REFRESH, &[&Lifetime(3_600)]);
     let unknown = Client { username: "dave".to_owned(), ..world.client(3) };
-    assert_eq!(world.error_code(&unknown, Method::ALLOCATE, &[&RequestedTransport::UDP]), 500);
+    let packet = allocate_request(&mut world, &unknown);
+    assert_eq!(world.response_to(&unknown.tuple, &packet).code(), Some(500));
     assert_eq!(logged(&mut world), AuthFailure::DatabaseUnavailable);
     // When the database could not be asked for too long, what was known is not used any more.
     world.pass(seconds(560));
-    assert_eq!(world.error_code(&carol, Method::REFRESH, &[]), 500);
+    let packet = carol.request(world.transaction(), Method::REFRESH, &[]);
+    assert_eq!(world.response_to(&carol.tuple, &packet).code(), Some(500));
     assert_eq!(logged(&mut world), AuthFailure::DatabaseUnavailable);
 }
 

@@ -280,12 +280,7 @@ impl Shared {
     /// # Errors
     /// Why it cannot be used any more. The changes without a response are in `sent`. A response resets the `wait` for the
     /// next connection.
-    async fn serve(
-        &self,
-        connection: &mut Connection,
-        settings: &Settings,
-        wait: &mut Duration,
-    ) -> Result<(), String> {
+    async fn serve(&self, connection: &mut Connection, settings: &Settings, wait: &mut Duration) -> Result<(), String> {
         loop {
             self.put_back();
             let batch = self.queue.borrow_mut().take(BATCH);
