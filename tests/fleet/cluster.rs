@@ -76,6 +76,11 @@ impl Cluster {
         self.servers[index] = Some(Process::start(command.arg("-c").arg(file), Some("nats-server")));
     }
 
+    /// Returns the lines that the servers have logged.
+    pub(crate) fn logs(&self) -> impl Iterator<Item = String> {
+        self.servers.iter().flatten().flat_map(|server| server.stderr.so_far())
+    }
+
     /// Kills a server.
     pub(crate) fn kill(&mut self, index: usize) {
         drop(self.servers[index].take());

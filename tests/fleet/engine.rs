@@ -65,7 +65,7 @@ impl Engine {
     /// Returns what the servers have logged about a user who tried what is not permitted.
     pub(crate) fn violations(&self, user: &str) -> Vec<String> {
         let user = format!(" Violation - User \"{user}\"");
-        let logs = self.servers.iter().flatten().flat_map(|server| server.stderr.so_far());
+        let logs = self.cluster.logs();
         logs.filter(|line| line.contains(&user)).collect()
     }
 

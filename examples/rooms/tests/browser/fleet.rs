@@ -118,7 +118,7 @@ fn rolling_restart(mode: &str, connections: usize) {
     let setup: Vec<String> = addresses.iter().map(|address| format!("addr add {address}/32 dev lo")).collect();
     let setup: Vec<&str> = ["link set lo up"].into_iter().chain(setup.iter().map(String::as_str)).collect();
     in_own_network(&setup, || {
-        let _cluster = Cluster::start("");
+        let _cluster = Cluster::start(cluster::OPEN);
         let mut fleet = Fleet::start();
         let servers = Servers::without_relays("192.0.2.1:443", &fleet.options());
         let host = Host::new(1);
