@@ -77,7 +77,9 @@ fn the_shipped_file_has_every_key() {
 fn the_examples_in_the_shipped_file_are_valid() {
     let filled =
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
-    let filled = filled.replace("/etc/turnserver/redis-password", "Cargo.toml");
+    let filled = filled
+        .replace("/etc/turnserver/redis-password", "Cargo.toml")
+        .replace("/etc/turnserver/redis-ca.pem", "Cargo.toml");
     let filled = filled.replace("redis://127.0.0.1:6379\"  ", "rediss://127.0.0.1:6379\" ");
     let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
