@@ -260,7 +260,7 @@ mod webhook {
         let refused = receiver.got().iter().filter(|got| !got.is_taken).count();
         assert!((1..=5).contains(&refused), "{refused}");
         let logs = controlled.server.logs();
-        assert!(!logs.iter().any(|line| line.text().contains("413")), "{logs:#?}");
+        assert!(!logs.iter().any(|line| line.text().contains("responded with 413")), "{logs:#?}");
     }
 
     #[test]
