@@ -387,6 +387,14 @@ async fn replies_of_one(connection: &mut Connection, count: usize) -> Result<Opt
     Ok(refusal)
 }
 
+impl Shared {
+    /// The next failure is logged at once.
+    fn forget_logged(&self) {
+        let mut log = self.log.borrow_mut();
+        (log.unavailable, log.is_unavailable, log.refused) = Default::default();
+    }
+}
+
 /// Sends what waits until the process stops.
 async fn send(shared: Rc<Shared>) {
     let mut changes = shared.settings.subscribe();
@@ -394,9 +402,7 @@ async fn send(shared: Rc<Shared>) {
     loop {
         let settings = changes.borrow_and_update().clone();
         // They may be about another server.
-        let mut log = shared.log.borrow_mut();
-        (log.unavailable, log.is_unavailable, log.refused) = Default::default();
-        drop(log);
+        shared.forget_logged();
         let ended = match settings {
             Some(settings) => shared.follow(&settings, &mut changes).await,
             None => tokio::select! {
