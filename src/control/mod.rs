@@ -22,6 +22,7 @@ mod offload;
 mod offload;
 mod outbound;
 mod passed;
+mod random;
 mod redis;
 mod relay_tables;
 mod reload;

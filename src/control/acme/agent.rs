@@ -19,6 +19,7 @@ use super::{Settings, ari, same_names};
 use crate::auth::HumanSeconds;
 use crate::clock;
 use crate::config::{Acme, AcmeChallenge};
+use crate::control::random;
 use crate::net::tls::{self, date};
 use crate::setting::TLS_ACME;
 
@@ -247,7 +248,7 @@ impl Managed {
             not_before: 0,
             suggested: None,
             ask_at: 0,
-            fraction: random_fraction(),
+            fraction: random::fraction(),
             account_renewed: false,
             last_success: None,
         }
@@ -576,7 +577,7 @@ impl Managed {
             Ok(()) => {
                 (self.back_off, self.account_renewed, self.tried) = (BackOff::default(), false, 0);
                 (self.suggested, self.ask_at) = (None, now);
-                (self.fraction, self.last_success) = (random_fraction(), Some(now));
+                (self.fraction, self.last_success) = (random::fraction(), Some(now));
                 self.not_before =
                     now + self.certificate.as_ref().map_or(MINUTE, |own| schedule::shortest_interval(own.validity));
                 self.keep_back_off();
@@ -626,13 +627,6 @@ fn check_clock(ahead: Option<i64>) -> Result<(), Failure> {
         HumanSeconds(ahead.unsigned_abs()),
         if ahead > 0 { "ahead of" } else { "behind" }
     )))
-}
-
-fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness, orders are less spread.
-    let _ = getrandom::getrandom(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 
 use super::fleet::stream::{self, EventStream};
+use super::random;
 use super::redis::status::{self, Status};
 use super::start::WorkerControl;
 use super::webhook::{self, Webhook};
@@ -301,7 +302,7 @@ async fn run(inputs: Inputs, mut settings: watch::Receiver<Option<Arc<Settings>>
 
 /// Makes running sums once a minute, at another second of the minute for each process.
 async fn usage(hub: Rc<RefCell<Hub>>, workers: Vec<WorkerControl>) {
-    let first = tokio::time::Instant::now() + USAGE.mul_f64(random_fraction());
+    let first = tokio::time::Instant::now() + USAGE.mul_f64(random::fraction());
     let mut ticks = interval_at(first, USAGE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let all = Arc::new(Filter::default());
@@ -325,12 +326,4 @@ async fn usage(hub: Rc<RefCell<Hub>>, workers: Vec<WorkerControl>) {
         let mut hub = hub.borrow_mut();
         hub.sinks.iter_mut().filter(|sink| sink.wants_usage()).for_each(|sink| sink.usage_is_complete());
     }
-}
-
-/// Returns a number between 0 and 1.
-pub(super) fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness, the sums of all processes come at the same second.
-    let _ = getrandom::getrandom(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }

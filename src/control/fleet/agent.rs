@@ -17,11 +17,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::beat::Pulse;
 use super::common::{self, Held, Revision};
 use super::copy::{self, Known, Origin};
-use super::engine::{Bucket, Connection, Engine, random_fraction};
+use super::engine::{Bucket, Connection, Engine};
 use super::state::FleetState;
 use super::{AgentParts, Counts, Inputs, Request, Settings, View, leases, orders, requests};
 use crate::clock;
 use crate::control::commands::Command;
+use crate::control::random;
 use crate::fleet::{Family, Heard, Heartbeat, Leases, Nodes, alternates};
 use crate::transport::TurnUri;
 use crate::turn::Operator;
@@ -375,7 +376,7 @@ async fn follow_nodes(session: Rc<Session>) {
                 Err(why) => session.malformed("a heartbeat", &entry.key, &why.to_string()),
             }
         }
-        sleep(PAUSE.mul_f64(random_fraction())).await;
+        sleep(PAUSE.mul_f64(random::fraction())).await;
     }
 }
 

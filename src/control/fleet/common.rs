@@ -11,10 +11,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::agent::{PAUSE, Session};
 use super::copy::Origin;
-use super::engine::{Bucket, random_fraction};
+use super::engine::Bucket;
 use super::requests;
 use super::state::Entry;
 use crate::clock;
+use crate::control::random;
 
 /// The interval at which the state is read as a whole.
 const REREAD: Duration = Duration::from_secs(60);
@@ -94,7 +95,7 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             sleep(PAUSE).await;
             continue;
         }
-        let reread = sleep(REREAD.mul_f64(1.0 + random_fraction()));
+        let reread = sleep(REREAD.mul_f64(1.0 + random::fraction()));
         tokio::pin!(reread);
         loop {
             let entry = tokio::select! {

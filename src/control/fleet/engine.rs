@@ -14,6 +14,7 @@ use tokio_rustls::rustls::ClientConfig;
 
 use crate::config::{Fleet, FleetAccess};
 use crate::control::outbound;
+use crate::control::random;
 use crate::setting::FLEET_CA_FILE;
 
 /// The longest time for a request to the engine.
@@ -111,7 +112,7 @@ impl Engine {
                 let [first, longest] = PAUSES;
                 // Nodes that lose the engine at once come back one by one.
                 let pause = first.saturating_mul(1 << attempts.min(10)).min(longest);
-                if attempts == 0 { Duration::ZERO } else { pause.mul_f64(0.5 + random_fraction() / 2.0) }
+                if attempts == 0 { Duration::ZERO } else { pause.mul_f64(0.5 + random::fraction() / 2.0) }
             })
             .event_callback(move |event| {
                 match event {
@@ -252,12 +253,4 @@ pub(super) fn with_source(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// Returns a random number from 0 to 1.
-pub(super) fn random_fraction() -> f64 {
-    let mut bytes = [0; 4];
-    // Without randomness, nodes act at the same time.
-    let _ = getrandom::getrandom(&mut bytes);
-    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
 }

@@ -24,6 +24,7 @@ use crate::config::{self, Config};
 use crate::control::events::Sink;
 use crate::control::events::event::{Event, Kind, Source};
 use crate::control::events::queue::Queue;
+use crate::control::random;
 use crate::control::spool::Spool;
 use crate::setting::STATE_DIRECTORY;
 
@@ -390,7 +391,7 @@ async fn with_engine(
                         "the engine of the fleet does not take events. They are kept, and sent again later"
                     );
                 }
-                sleep(pause.mul_f64(0.5 + super::engine::random_fraction() / 2.0)).await;
+                sleep(pause.mul_f64(0.5 + random::fraction() / 2.0)).await;
                 pause = pause.saturating_mul(2).min(longest);
             }
         }

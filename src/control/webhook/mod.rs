@@ -26,6 +26,7 @@ use super::events::event::{Event, Kind, Source};
 use super::events::queue::{Queue, Taken};
 use super::log_interval::is_due;
 use super::outbound;
+use super::random;
 use super::spool::{PushError, Spool};
 use crate::clock;
 use crate::config::{self, Config, WebhookEvent};
@@ -459,7 +460,7 @@ async fn send(shared: Rc<Shared>) {
                 // The file of authorities may be another one now.
                 tls = None;
                 trouble.failures = trouble.failures.saturating_add(1);
-                let wait = back_off::wait(trouble.failures, &refusal, super::events::random_fraction());
+                let wait = back_off::wait(trouble.failures, &refusal, random::fraction());
                 shared.failed(&refusal, &settings, wait, &mut trouble);
                 if shared.is_stopping() {
                     return;

@@ -1,0 +1,8 @@
+//! Randomness that spreads what would else happen at the same moment.
+
+/// Returns a number from 0 to 1. Without a source of randomness, it is 0.
+pub(super) fn fraction() -> f64 {
+    let mut bytes = [0; 4];
+    let _ = getrandom::getrandom(&mut bytes);
+    f64::from(u32::from_le_bytes(bytes)) / f64::from(u32::MAX)
+}
