@@ -26,6 +26,8 @@ mod fleet {
     use std::thread;
     use std::time::Duration;
 
+    use nix::mount::{MsFlags, mount};
+    use nix::sched::{CloneFlags, unshare};
     use nix::sys::signal::Signal;
     use serde_json::Value;
     use turnserver::client::{Allocate, Families, Request};
@@ -400,6 +402,45 @@ mod fleet {
             assert_eq!(sums, expected, "to the byte");
             eprintln!("{count} allocations, {sums:?}, in {} events: {:?}", events.len(), engine::kinds(&events));
             fleet.wait_for_nodes(NODES);
+        });
+    }
+
+    #[test]
+    fn a_full_disk_neither_loses_sums_nor_holds_up_the_stop() {
+        with_engine(|| {
+            unshare(CloneFlags::CLONE_NEWNS).unwrap();
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+            let engine = Engine::start();
+            let mut fleet = Fleet::start(0, "", "");
+            let state = fleet.directory.path().join(name(0));
+            std::fs::create_dir(&state).unwrap();
+            mount(Some("tmpfs"), &state, Some("tmpfs"), MsFlags::empty(), Some("size=256k")).unwrap();
+            fleet.nodes.push(None);
+            fleet.restart(0);
+            fleet.wait_for_nodes(1);
+            let empty = || {
+                let waiting = &fleet.node(0).json(&["status"])["fleet"]["events_queued"];
+                if *waiting == 0 { Ok(()) } else { Err(waiting.to_string()) }
+            };
+            let filler = state.join("filler");
+            let dropped = || fleet.node(0).events("fleet-events-dropped");
+            let call = || {
+                wait(empty);
+                // Until nothing fits.
+                assert!(std::fs::write(&filler, vec![1; 300 * 1024]).is_err());
+                let mut call = Call::start(0, &Login::mint("ann", 600)).unwrap();
+                call.exchange(500);
+                call.end()
+            };
+            let relayed = call();
+            wait(|| if dropped() > 0 { Ok(()) } else { Err("nothing was dropped".to_owned()) });
+            std::fs::remove_file(&filler).unwrap();
+            let lost = |events: &[Value]| events.iter().find(|event| event["ended"] == 1).cloned();
+            let events = engine.wait_for_events(|events| lost(events).is_some());
+            let lost = lost(&events).unwrap();
+            assert_eq!((&lost["type"], &lost["bytes_to_peers"]), (&"events.lost".into(), &relayed.to_peers.into()));
+            call();
+            fleet.nodes[0].take().unwrap().server.terminate();
         });
     }
 
