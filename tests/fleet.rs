@@ -491,6 +491,8 @@ mod fleet {
             let place = TempDir::new();
             let secret = place.write("secret", "the secret of all the nodes").display().to_string();
             fleet.node(0).lines(&["--fleet", "secret", "add", "--id", "first", "--file", &secret]);
+            fleet.node(0).lines(&["--fleet", "secret", "add", "--id", "retired", "--file", &secret]);
+            fleet.node(1).lines(&["--fleet", "secret", "retire", "--id", "retired"]);
             let ann = Login::mint("ann", 600);
             fleet.node(0).lines(&["--fleet", "revoke", &ann.username]);
             engine.lose_everything();
@@ -503,6 +505,10 @@ mod fleet {
                 Err(401) => Ok(()),
                 other => Err(format!("{:?}", other.err())),
             });
+            // What has ended is known, too: a node that was away must not bring it back.
+            let list = fleet.node(3).json(&["--fleet", "secret", "list"]);
+            let retired = list["secrets"].as_array().unwrap().iter().find(|secret| secret["id"] == "retired");
+            assert!(retired.is_some_and(|secret| secret["until"].is_u64() && secret["accepted"] == false), "{list}");
             let of_fleet = Fleet::credentials(3, "{}").1;
             assert!(Call::start(3, &of_fleet).is_ok());
             // A change counts as used only when all nodes use it.
@@ -525,6 +531,28 @@ mod fleet {
             });
             fleet.nodes[2].take();
             fleet.wait_for_nodes(3);
+        });
+    }
+
+    #[test]
+    fn a_node_stays_in_the_fleet_over_a_reload_of_its_settings() {
+        with_engine(|| {
+            let _engine = Engine::start();
+            let fleet = Fleet::start(2, "", "");
+            fleet.wait_for_nodes(2);
+            // Each change makes a heartbeat at once.
+            for number in 0..20 {
+                let username = Login::mint(&format!("user-{number}"), 600).username;
+                fleet.node(0).lines(&["--fleet", "revoke", &username]);
+            }
+            let config = fleet.config(1).replace("[fleet]\n", "[fleet]\nweight = 7\n");
+            let node = fleet.node(1);
+            node.server.write_config(&format!("{config}[control]\nsocket = {:?}\n", node.socket));
+            node.lines(&["reload"]);
+            wait_within(Duration::from_secs(10), || {
+                let seen = fleet.node(0).json(&["--fleet", "status"])["nodes"][1]["weight"].clone();
+                if seen == 7 { Ok(()) } else { Err(seen.to_string()) }
+            });
         });
     }
 

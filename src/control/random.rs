@@ -1,4 +1,4 @@
-//! Randomness that spreads what would else happen at the same moment.
+//! Randomness that spreads what would otherwise happen at the same moment.
 
 /// Returns a number from 0 to 1. Without a source of randomness, it is 0.
 pub(super) fn fraction() -> f64 {

@@ -217,11 +217,9 @@ impl Queue {
     /// # Errors
     /// If the file system fails.
     pub(in crate::control) fn sync(&mut self) -> io::Result<()> {
-        if !self.is_noted {
-            self.spool.keep_note(&self.lost.to_note())?;
-            self.is_noted = true;
-        }
-        self.spool.sync()
+        let noted = if self.is_noted { Ok(()) } else { self.spool.keep_note(&self.lost.to_note()) };
+        self.is_noted = noted.is_ok();
+        self.spool.sync().and(noted)
     }
 
     pub(in crate::control) fn spool(&self) -> &Spool {

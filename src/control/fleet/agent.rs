@@ -53,6 +53,8 @@ pub(super) struct Agent {
     is_copy_known: bool,
     /// The leases of the last session, which end by themselves unless the next one goes on with them.
     leases: Option<Leases>,
+    /// Its heartbeats, whose numbers go on.
+    pulse: Pulse,
 }
 
 /// What the tasks of a session share.
@@ -65,8 +67,10 @@ pub(super) struct Session {
     pub(super) state: RefCell<FleetState>,
     /// Where the state comes from.
     pub(super) origin: Cell<Origin>,
-    /// Whether what the copy of the state has is known, so that it may be replaced.
+    /// Whether the copy may be replaced: it was read, or the bucket was.
     pub(super) is_copy_known: Cell<bool>,
+    /// Whether the bucket was read in this session.
+    pub(super) is_read: Cell<bool>,
     /// Whether control may not have got the present state.
     pub(super) is_changed: Cell<bool>,
     /// The revision of the state that this node uses.
@@ -79,6 +83,7 @@ pub(super) struct Session {
     twin: Cell<(u64, u32)>,
     /// The leases, if limits apply to all nodes together.
     pub(super) leases: RefCell<Option<Leases>>,
+    pulse: RefCell<Pulse>,
     pub(super) counts: Cell<Counts>,
     /// Something has changed that the next heartbeat says.
     pub(super) beat: Notify,
@@ -91,7 +96,16 @@ pub(super) struct Session {
 impl Agent {
     pub(super) fn new(inputs: Inputs, settings: watch::Receiver<Option<Arc<Settings>>>, parts: AgentParts) -> Self {
         let (view, known) = (Arc::default(), Known::default());
-        Self { inputs: Rc::new(inputs), settings, parts, view, known, is_copy_known: true, leases: None }
+        Self {
+            inputs: Rc::new(inputs),
+            settings,
+            parts,
+            view,
+            known,
+            is_copy_known: true,
+            leases: None,
+            pulse: Pulse::default(),
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -168,6 +182,7 @@ impl Agent {
             state: RefCell::new(std::mem::take(&mut self.known.state)),
             origin: Cell::new(self.known.origin),
             is_copy_known: Cell::new(self.is_copy_known),
+            is_read: Cell::new(false),
             // The last session may have ended before control got it.
             is_changed: Cell::new(true),
             revision: Cell::default(),
@@ -175,6 +190,7 @@ impl Agent {
             refused: RefCell::default(),
             twin: Cell::default(),
             leases: RefCell::new(self.leases.take()),
+            pulse: RefCell::new(std::mem::take(&mut self.pulse)),
             counts: Cell::new(self.view.counts()),
             beat: Notify::new(),
             changed: Notify::new(),
@@ -219,6 +235,7 @@ impl Agent {
         }
         self.known = Known { state: session.state.take(), origin: session.origin.get() };
         (self.is_copy_known, self.leases) = (session.is_copy_known.get(), session.leases.take());
+        self.pulse = session.pulse.take();
         goes_on
     }
 
@@ -295,21 +312,24 @@ async fn farewell(session: &Session) {
 
 /// Sends heartbeats.
 async fn beat(session: Rc<Session>) {
-    let mut pulse = Pulse::default();
     let mut ticks = interval(Heartbeat::INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_draining = false;
+    let mut has_failed = false;
     loop {
         // If the engine has lost its memory, the bucket is made again.
         let store = session.open(Bucket::Nodes).await;
-        session.reread.notify_one();
+        if std::mem::replace(&mut has_failed, true) {
+            session.reread.notify_one();
+        }
         loop {
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = session.beat.notified() => {}
                 () = drain_changes(&session, was_draining) => {}
             }
-            let beat = pulse.next(&session.inputs, &session.settings, session.revision.get().number());
+            let state = session.revision.get().number();
+            let beat = session.pulse.borrow_mut().next(&session.inputs, &session.settings, state);
             was_draining = beat.draining;
             match store.put(&session.settings.node, Bytes::from(beat.to_json())).await {
                 Ok(_) => session.count(|counts| counts.beats += 1),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
-use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store};
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store, UpdateErrorKind};
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -13,15 +13,14 @@ use super::agent::{PAUSE, Session};
 use super::copy::Origin;
 use super::engine::Bucket;
 use super::requests;
-use super::state::Entry;
+use super::state::{Entry, KEPT};
 use crate::clock;
 use crate::control::random;
 
 /// The interval at which the state is read as a whole.
 const REREAD: Duration = Duration::from_secs(60);
-/// How long an entry stays after its end, in seconds, and how long a node may have been away so that the bucket gets back
-/// from it what the engine has lost.
-const KEPT: u64 = 3_600;
+/// The longest time of a reading.
+const READING: Duration = Duration::from_secs(30);
 /// The most entries that are removed before the next look.
 const PURGED_AT_ONCE: usize = 100;
 /// The most entries that cannot be used and are known by name, so that each is logged once.
@@ -65,8 +64,8 @@ fn narrow(number: u64) -> u32 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Held {
     pub(super) revision: u64,
-    /// When it ends, in seconds since the Unix epoch; `None` if that is not decided.
-    until: Option<u64>,
+    /// When it may be removed, in seconds since the Unix epoch; `None` if that is not decided.
+    kept_until: Option<u64>,
 }
 
 /// What one reading of the bucket has found.
@@ -76,6 +75,10 @@ struct Reading {
     seen: Option<BTreeSet<String>>,
     /// The entries that this node cannot use.
     refused: BTreeMap<String, u32>,
+    /// Whether the engine has lost what this node knows.
+    is_lost: bool,
+    /// The entries that this node knows in a later form, and their revisions in the bucket.
+    outdated: BTreeMap<String, u64>,
 }
 
 /// Follows the common state.
@@ -90,18 +93,28 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             sleep(PAUSE).await;
             continue;
         };
-        let mut reading = Reading { seen: Some(BTreeSet::new()), ..Reading::default() };
-        if bucket.is_empty && !complete(&session, &store, &mut reading, &bucket).await {
-            sleep(PAUSE).await;
-            continue;
+        let is_lost = bucket.lacks(session.origin.get(), clock::unix_seconds());
+        let mut reading = Reading { seen: Some(BTreeSet::new()), is_lost, ..Reading::default() };
+        if bucket.is_empty {
+            if !complete(&session, &store, &mut reading, &bucket).await {
+                sleep(PAUSE).await;
+                continue;
+            }
+            use_changes(&session).await;
+            session.beat.notify_one();
         }
         let reread = sleep(REREAD.mul_f64(1.0 + random::fraction()));
         tokio::pin!(reread);
+        let patience = sleep(READING);
+        tokio::pin!(patience);
         loop {
+            let is_complete = reading.seen.is_none();
             let entry = tokio::select! {
                 entry = entries.next() => entry,
                 () = &mut reread => break,
-                () = session.reread.notified() => break,
+                () = &mut patience, if !is_complete => break,
+                // A reading that has begun is not interrupted.
+                () = session.reread.notified(), if is_complete => break,
             };
             let Some(Ok(entry)) = entry else {
                 sleep(PAUSE).await;
@@ -117,7 +130,11 @@ pub(super) async fn follow_state(session: Rc<Session>) {
                 refused: reading.refused.values().min().copied(),
                 ..own
             });
-            if reading.seen.is_some() && !complete(&session, &store, &mut reading, &bucket).await {
+            let is_done = match reading.seen {
+                Some(_) => complete(&session, &store, &mut reading, &bucket).await,
+                None => restore(&session, &store, &mut reading).await,
+            };
+            if !is_done {
                 sleep(PAUSE).await;
                 break;
             }
@@ -149,7 +166,9 @@ impl BucketState {
 async fn identify(session: &Session, store: &mut Store) -> Option<BucketState> {
     let info = store.stream.info().await.ok()?;
     let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
-    if session.revision.get().created != created {
+    let known = session.revision.get();
+    // A bucket with fewer revisions than before is an older copy of itself.
+    if known.created != created || info.state.last_sequence < u64::from(known.revision) {
         session.revision.set(Revision { created, ..Revision::default() });
         session.entries.borrow_mut().clear();
     }
@@ -160,14 +179,28 @@ async fn identify(session: &Session, store: &mut Store) -> Option<BucketState> {
 async fn complete(session: &Session, store: &Store, reading: &mut Reading, bucket: &BucketState) -> bool {
     let Some(seen) = reading.seen.take() else { return true };
     let now = clock::unix_seconds();
-    if bucket.lacks(session.origin.get(), now) {
-        if !refill(session, store, &seen).await {
+    let is_other = session.origin.get().created != bucket.created;
+    if reading.is_lost {
+        if !restore(session, store, reading).await || !refill(session, store, &seen).await {
             return false;
         }
+    } else if is_other && bucket.is_empty && !session.state.borrow().is_empty() {
+        // Nobody has removed all of it one by one.
+        tracing::error!(
+            event = "fleet-state-lost",
+            "the engine has lost the secrets and revocations of the fleet, and this node has not read them for more than a \
+             day. It goes on with those that it knows, and does not give them to the other nodes: add again what is to stay"
+        );
+        session.is_read.set(true);
+        return true;
     } else {
         session.entries.borrow_mut().retain(|key, _| seen.contains(key));
         let is_changed = session.state.borrow_mut().retain(|key| seen.contains(key));
         session.is_changed.set(session.is_changed.get() || is_changed);
+        if is_changed && !reading.refused.is_empty() {
+            // There may be room for them.
+            session.reread.notify_one();
+        }
     }
     session.origin.set(Origin {
         created: bucket.created,
@@ -175,6 +208,7 @@ async fn complete(session: &Session, store: &Store, reading: &mut Reading, bucke
         read_at: now,
     });
     session.is_copy_known.set(true);
+    session.is_read.set(true);
     true
 }
 
@@ -221,11 +255,18 @@ fn take(session: &Session, entry: &kv::Entry, reading: &mut Reading) {
     let is_changed = if entry.operation == Operation::Put {
         match Entry::parse(&entry.key, &entry.value) {
             Ok(parsed) => {
-                let until = parsed.until();
-                let is_old = until.is_some_and(|until| until.saturating_add(KEPT) <= now);
-                session.entries.borrow_mut().insert(entry.key.clone(), Held { revision: entry.revision, until });
+                let (revision, kept_until) = (entry.revision, parsed.kept_until());
+                session.entries.borrow_mut().insert(entry.key.clone(), Held { revision, kept_until });
                 let mut state = session.state.borrow_mut();
-                if is_old { Ok(state.remove(&entry.key)) } else { state.insert(parsed, now) }
+                let known = state.entry(&entry.key).map(|(changed, _)| changed);
+                if reading.is_lost && known > Some(parsed.changed()) {
+                    reading.outdated.insert(entry.key.clone(), revision);
+                    Ok(false)
+                } else if kept_until.is_some_and(|until| until <= now) {
+                    Ok(state.remove(&entry.key))
+                } else {
+                    state.insert(parsed, now)
+                }
             }
             Err(why) => Err(why),
         }
@@ -234,7 +275,10 @@ fn take(session: &Session, entry: &kv::Entry, reading: &mut Reading) {
         Ok(session.state.borrow_mut().remove(&entry.key))
     };
     match is_changed {
-        Ok(is_changed) => session.is_changed.set(session.is_changed.get() || is_changed),
+        Ok(is_changed) => {
+            session.is_changed.set(session.is_changed.get() || is_changed);
+            session.refused.borrow_mut().remove(&entry.key);
+        }
         Err(why) => refuse(session, entry, why, reading),
     }
 }
@@ -257,17 +301,29 @@ fn refuse(session: &Session, entry: &kv::Entry, why: &str, reading: &mut Reading
     );
 }
 
-/// Writes what this node uses and the bucket does not have: the engine has lost it. Returns whether that succeeded.
+/// Writes what this node knows in a later form than the bucket: the engine has lost it. Returns whether that succeeded.
+async fn restore(session: &Session, store: &Store, reading: &mut Reading) -> bool {
+    while let Some((key, revision)) = reading.outdated.pop_first() {
+        let known = session.state.borrow().entry(&key);
+        let Some((_, entry)) = known else { continue };
+        match store.update(&key, Bytes::from(entry), revision).await {
+            Ok(_) => {}
+            // Another node has written it, and what it has written is to come.
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}
+
+/// Writes what this node knows and the bucket does not have: the engine has lost it. Returns whether that succeeded.
 async fn refill(session: &Session, store: &Store, seen: &BTreeSet<String>) -> bool {
-    let now = clock::unix_seconds();
-    let missing: Vec<(String, String)> = {
-        let state = session.state.borrow();
-        state.live_entries(now).filter(|(key, _)| !seen.contains(key)).collect()
-    };
+    let missing: Vec<(String, String)> =
+        session.state.borrow().entries().filter(|(key, _)| !seen.contains(key)).collect();
     for (key, entry) in missing {
         match store.create(&key, Bytes::from(entry)).await {
             Ok(_) => {}
-            // Another node has written it.
+            // Another node has written it, and what it has written is to come.
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
             Err(_) => return false,
         }
@@ -279,7 +335,7 @@ async fn refill(session: &Session, store: &Store, seen: &BTreeSet<String>) -> bo
 /// renewed meanwhile.
 pub(super) async fn forget_ended(session: &Session) {
     let now = clock::unix_seconds();
-    if session.state.borrow_mut().forget_ended(now, KEPT) {
+    if session.state.borrow_mut().forget_ended(now) {
         session.changed.notify_one();
     }
     let is_first = {
@@ -290,16 +346,17 @@ pub(super) async fn forget_ended(session: &Session) {
     if !is_first || !session.connection.borrow().is_up {
         return;
     }
-    let is_old = |held: &Held| held.until.is_some_and(|until| until.saturating_add(KEPT) <= now);
+    let is_old = |held: &Held| held.kept_until.is_some_and(|until| until <= now);
     let old: Vec<(String, u64)> = {
         let entries = session.entries.borrow();
         let old = entries.iter().filter(|(_, held)| is_old(held)).take(PURGED_AT_ONCE);
         old.map(|(key, held)| (key.clone(), held.revision)).collect()
     };
     for (key, revision) in old {
-        if requests::purge(session, &key, revision).await {
-            session.entries.borrow_mut().remove(&key);
+        if !requests::purge(session, &key, revision).await {
+            break;
         }
+        session.entries.borrow_mut().remove(&key);
     }
 }
 

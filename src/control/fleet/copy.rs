@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -43,26 +44,28 @@ pub(super) struct Known {
     pub(super) origin: Origin,
 }
 
-/// Reads the copy. It is empty if there is none, or if it is of another fleet.
+/// Reads the copy; `None` if it is of another fleet. It is empty if there is none.
 ///
 /// # Errors
 /// If it cannot be read.
-pub(super) fn read(path: &Path, settings: &Settings) -> io::Result<Known> {
+pub(super) fn read(path: &Path, settings: &Settings) -> io::Result<Option<Known>> {
     let text = match file::read_up_to(path, MAX_FILE) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Known::default()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Some(Known::default())),
         Err(error) => return Err(error),
     };
     let text = String::from_utf8_lossy(&text);
     let (first, entries) = text.split_once('\n').unwrap_or_default();
-    let Some(origin) = parse_origin(first, settings) else { return Ok(Known::default()) };
-    Ok(Known { state: FleetState::from_text(entries, clock::unix_seconds()), origin })
+    let origin = parse_origin(first, settings);
+    Ok(origin.map(|origin| Known { state: FleetState::from_text(entries, clock::unix_seconds()), origin }))
 }
 
-/// Reads the copy, and logs if that fails. The second value says whether it is known what it has.
+/// Reads the copy, and logs if that fails. The second value says whether it may be replaced before the bucket was read: one
+/// of another fleet belongs to the former configuration, which may come back.
 pub(super) fn read_or_log(path: &Path, settings: &Settings) -> (Known, bool) {
     match read(path, settings) {
-        Ok(known) => (known, true),
+        Ok(Some(known)) => (known, true),
+        Ok(None) => (Known::default(), false),
         Err(error) => {
             tracing::error!(
                 event = "fleet-state-unreadable", %error, file = %path.display(),
@@ -110,7 +113,7 @@ fn to_text(state: &FleetState, origin: Origin, settings: &Settings) -> String {
     format!("{first}\n{}", state.to_text())
 }
 
-/// Keeps the copy whenever the state has changed.
+/// Keeps the copy, whenever the state has changed and now and then.
 pub(super) async fn keep(session: Rc<Session>) {
     let Some(file) = session.settings.state_file.clone() else { return };
     if session.is_copy_known.get() {
@@ -119,6 +122,9 @@ pub(super) async fn keep(session: Rc<Session>) {
     }
     loop {
         let _ = timeout(RENEWAL, session.changed.notified()).await;
+        if !session.is_copy_known.get() {
+            continue;
+        }
         let text = to_text(&session.state.borrow(), session.origin.get(), &session.settings);
         let to = file.clone();
         // A disk that hangs must not hold up heartbeats.
@@ -136,6 +142,9 @@ pub(super) async fn keep(session: Rc<Session>) {
 }
 
 fn write(to: PathBuf, text: &str) -> io::Result<()> {
+    // A session that has ended may still write.
+    static WRITING: Mutex<()> = Mutex::new(());
+    let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     state_directory::make(to.parent().unwrap_or(Path::new(".")))?;
     state_directory::replace(&to, text.as_bytes())
 }

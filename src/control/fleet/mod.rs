@@ -233,7 +233,7 @@ impl Fleet {
 pub(super) fn at_start(config: &Config) -> FleetInUse {
     let Some(settings) = settings(config) else { return FleetInUse::default() };
     // The thread reads it again, and logs a failure.
-    let known = settings.state_file.as_deref().and_then(|file| copy::read(file, &settings).ok());
+    let known = settings.state_file.as_deref().and_then(|file| copy::read(file, &settings).ok().flatten());
     known.map(|known| known.state.at(clock::unix_seconds())).unwrap_or_default()
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::state::{FleetRevocation, FleetSecret};
+use super::state::{FleetRevocation, FleetSecret, MAX_SECRET};
 use crate::auth::{Secret, time_limited};
 use crate::config;
 use crate::fleet::Heartbeat;
@@ -192,7 +192,7 @@ pub(super) fn state_order(
             if until <= unix_now {
                 return Err("the time is over, so there is nothing to revoke".to_owned());
             }
-            Ok(StateOrder::Revoke(FleetRevocation { username, until }))
+            Ok(StateOrder::Revoke(FleetRevocation { username, until, is_ended: false, changed: 0 }))
         }
         "secret-add" => {
             known(&["id", "secret", "from"])?;
@@ -204,10 +204,13 @@ pub(super) fn state_order(
                      -hex 32`"
                 ));
             }
+            if secret.len() > MAX_SECRET {
+                return Err(format!("the secret has more than {MAX_SECRET} bytes"));
+            }
             let secret = Secret::new(secret).map_err(|error| error.to_string())?;
             Ok(StateOrder::AddSecret(
                 id()?,
-                FleetSecret { secret, from: time("from")?.unwrap_or(unix_now), until: None },
+                FleetSecret { secret, from: time("from")?.unwrap_or(unix_now), until: None, changed: 0 },
             ))
         }
         "secret-retire" => {
@@ -297,7 +300,12 @@ mod tests {
         let ann = format!("{}:ann", NOW + 100);
         assert_eq!(
             order("revoke", &format!(r#"{{"username":"{ann}"}}"#)),
-            Ok(StateOrder::Revoke(FleetRevocation { username: ann.clone(), until: NOW + 160 }))
+            Ok(StateOrder::Revoke(FleetRevocation {
+                username: ann.clone(),
+                until: NOW + 160,
+                is_ended: false,
+                changed: 0
+            }))
         );
         assert_eq!(
             order("revoke", &format!(r#"{{"username":"{ann}","end":true}}"#)),
@@ -313,6 +321,11 @@ mod tests {
             ("revoke", r#"{"username":"ann"}"#, "say until when"),
             ("revoke", r#"{"username":"1000000000:ann"}"#, "nothing to revoke"),
             ("secret-add", r#"{"id":"b","secret":"short"}"#, "less than 16 bytes"),
+            (
+                "secret-add",
+                &format!(r#"{{"id":"b","secret":"{}"}}"#, "s".repeat(MAX_SECRET + 1)),
+                "more than 1024 bytes",
+            ),
             ("secret-add", r#"{"id":"b.c","secret":"0123456789abcdef"}"#, "`id` must have"),
             ("secret-add", r#"{"id":"b","secret":"0123456789abcdef","from":5}"#, "`from` must be a time"),
             ("secret-retire", "{}", "needs `id`"),

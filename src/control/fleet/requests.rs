@@ -74,22 +74,45 @@ fn check_connection(session: &Session) -> Result<(), String> {
     Err("the engine of the fleet cannot be reached; the log says why".to_owned())
 }
 
+/// Waits until this node has read the common state.
+async fn wait_until_read(session: &Session) -> Result<(), String> {
+    let deadline = Instant::now() + PATIENCE;
+    while !session.is_read.get() {
+        if deadline <= Instant::now() {
+            return Err("this node has not read the state of the fleet yet: try again".to_owned());
+        }
+        sleep(LOOK).await;
+    }
+    Ok(())
+}
+
 /// Changes the common state, and waits until all live nodes use it.
 pub(super) async fn change_state(
     session: &Session,
     verb: &str,
     arguments: &Map<String, Value>,
 ) -> Result<Value, String> {
+    if !matches!(verb, "secrets") {
+        check_connection(session)?;
+        wait_until_read(session).await?;
+    }
     let now = clock::unix_seconds();
     let grace = session.inputs.published.borrow().snapshot.core.expiry_grace;
     let order = orders::state_order(verb, arguments, now, grace)?;
     let (mut is_new, mut present) = (true, None);
     let revision_of = |key: &str| session.entries.borrow().get(key).map(|held| held.revision);
+    // Later than what it replaces, whatever the clock of the node says that made that.
+    let changed = |key: &str| {
+        let known = session.state.borrow().entry(key).map_or(0, |(changed, _)| changed.saturating_add(1));
+        clock::unix_milliseconds().max(known)
+    };
     let (key, entry, mut result) = match order {
         StateOrder::ListSecrets => return Ok(list_secrets(&session.state.borrow(), now)),
         StateOrder::Revoke(revocation) => {
             let result = json!({ "username": revocation.username, "until": revocation.until });
-            (revocation_key(&revocation.username), revocation.to_json(), result)
+            let key = revocation_key(&revocation.username);
+            let entry = FleetRevocation { changed: changed(&key), ..revocation }.to_json();
+            (key, entry, result)
         }
         StateOrder::EndRevocation(username) => {
             is_new = false;
@@ -98,14 +121,18 @@ pub(super) async fn change_state(
             }
             let result = json!({ "username": username, "until": null });
             // It is removed like every other one that has ended.
-            (revocation_key(&username), FleetRevocation { username, until: now }.to_json(), result)
+            let key = revocation_key(&username);
+            let entry = FleetRevocation { username, until: now, is_ended: true, changed: changed(&key) }.to_json();
+            (key, entry, result)
         }
         StateOrder::AddSecret(id, secret) => {
             if session.state.borrow().secrets.contains_key(&id) {
                 return Err(format!("there is a secret {id} already: choose another id, or retire that one"));
             }
             let result = json!({ "id": id, "from": secret.from });
-            (secret_key(&id), secret.to_json(), result)
+            let key = secret_key(&id);
+            let entry = FleetSecret { changed: changed(&key), ..secret }.to_json();
+            (key, entry, result)
         }
         StateOrder::RetireSecret(id, until) => {
             let known = session.state.borrow().secrets.get(&id).cloned();
@@ -113,16 +140,16 @@ pub(super) async fn change_state(
             let key = secret_key(&id);
             (is_new, present) = (false, revision_of(&key));
             let result = json!({ "id": id, "until": until });
-            (key, FleetSecret { until: Some(until), ..known }.to_json(), result)
+            let entry = FleetSecret { until: Some(until), changed: changed(&key), ..known }.to_json();
+            (key, entry, result)
         }
     };
     if is_new && let Some(why) = session.state.borrow().refuses(&key, now) {
         return Err(why);
     }
     if is_new && session.entries.borrow().len() >= MOST_ENTRIES {
-        return Err("too many revocations of the fleet have ended within the last hour: try again later".to_owned());
+        return Err("too many revocations of the fleet were ended within the last day: try again later".to_owned());
     }
-    check_connection(session)?;
     let store = session.engine.bucket(Bucket::State).await?;
     let entry = Bytes::from(entry);
     let revision = match present {

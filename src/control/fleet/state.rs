@@ -18,7 +18,7 @@ const MAX_ENTRY: usize = 8 * 1024;
 /// The most secrets.
 const MAX_SECRETS: usize = 32;
 /// The longest secret in bytes.
-const MAX_SECRET: usize = 1_024;
+pub(super) const MAX_SECRET: usize = 1_024;
 /// The longest value of USERNAME in bytes (RFC 8489 §14.3).
 const MAX_USERNAME: usize = 763;
 
@@ -30,6 +30,8 @@ pub(super) struct FleetSecret {
     pub(super) from: u64,
     /// When they cease to accept it, if that is decided.
     pub(super) until: Option<u64>,
+    /// When the entry was changed, in milliseconds since the Unix epoch: of two, the later one counts.
+    pub(super) changed: u64,
 }
 
 /// A username that no node accepts.
@@ -38,7 +40,16 @@ pub(super) struct FleetRevocation {
     pub(super) username: String,
     /// In seconds since the Unix epoch.
     pub(super) until: u64,
+    /// Whether it was ended before its time.
+    pub(super) is_ended: bool,
+    /// When the entry was changed, in milliseconds since the Unix epoch.
+    pub(super) changed: u64,
 }
+
+/// How long an entry that was ended stays, in seconds: a node that was away for a shorter time learns of the end.
+pub(super) const KEPT: u64 = 86_400;
+/// How long a revocation stays that has ended by itself. No node uses it, whatever its clock says.
+const KEPT_EXPIRED: u64 = 600;
 
 impl fmt::Debug for FleetRevocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,22 +103,40 @@ pub(super) fn revocation_key(username: &str) -> String {
 impl FleetSecret {
     pub(super) fn to_json(&self) -> String {
         let secret = String::from_utf8_lossy(self.secret.as_bytes());
-        json!({ "v": VERSION, "secret": secret, "from": self.from, "until": self.until }).to_string()
+        let Self { from, until, changed, .. } = self;
+        json!({ "v": VERSION, "secret": secret, "from": from, "until": until, "changed": changed }).to_string()
+    }
+
+    /// Returns when the entry may be forgotten, if that is decided.
+    fn kept_until(&self) -> Option<u64> {
+        self.until.map(|until| until.saturating_add(KEPT))
     }
 }
 
 impl FleetRevocation {
     pub(super) fn to_json(&self) -> String {
-        json!({ "v": VERSION, "username": self.username, "until": self.until }).to_string()
+        let Self { username, until, is_ended, changed } = self;
+        json!({ "v": VERSION, "username": username, "until": until, "ended": is_ended, "changed": changed }).to_string()
+    }
+
+    fn kept_until(&self) -> u64 {
+        self.until.saturating_add(if self.is_ended { KEPT } else { KEPT_EXPIRED })
     }
 }
 
 impl Entry {
-    /// Returns when it ends, in seconds since the Unix epoch; `None` if that is not decided.
-    pub(super) fn until(&self) -> Option<u64> {
+    /// Returns when it may be forgotten, in seconds since the Unix epoch; `None` if that is not decided.
+    pub(super) fn kept_until(&self) -> Option<u64> {
         match self {
-            Self::Secret(_, secret) => secret.until,
-            Self::Revocation(_, revocation) => Some(revocation.until),
+            Self::Secret(_, secret) => secret.kept_until(),
+            Self::Revocation(_, revocation) => Some(revocation.kept_until()),
+        }
+    }
+
+    pub(super) fn changed(&self) -> u64 {
+        match self {
+            Self::Secret(_, secret) => secret.changed,
+            Self::Revocation(_, revocation) => revocation.changed,
         }
     }
 
@@ -121,6 +150,7 @@ impl Entry {
             return Err("has another version");
         }
         let until = value.get("until").and_then(Value::as_u64);
+        let changed = value.get("changed").and_then(Value::as_u64).unwrap_or_default();
         if let Some(id) = key.strip_prefix("secret.") {
             if !Heartbeat::is_node_name(id) {
                 return Err("has a key that is no name of a secret");
@@ -128,7 +158,7 @@ impl Entry {
             let text = value.get("secret").and_then(Value::as_str).filter(|text| text.len() <= MAX_SECRET);
             let secret = text.and_then(|text| Secret::new(text).ok()).ok_or("has no secret")?;
             let from = value.get("from").and_then(Value::as_u64).ok_or("has no `from`")?;
-            return Ok(Self::Secret(id.to_owned(), FleetSecret { secret, from, until }));
+            return Ok(Self::Secret(id.to_owned(), FleetSecret { secret, from, until, changed }));
         }
         let key = key.strip_prefix("revoked.").and_then(Key::from_hex).ok_or("has an unknown key")?;
         let username = value.get("username").and_then(Value::as_str);
@@ -137,11 +167,16 @@ impl Entry {
             return Err("has the key of another username");
         }
         let until = until.ok_or("has no `until`")?;
-        Ok(Self::Revocation(key, FleetRevocation { username: username.to_owned(), until }))
+        let is_ended = value.get("ended").and_then(Value::as_bool).unwrap_or_default();
+        Ok(Self::Revocation(key, FleetRevocation { username: username.to_owned(), until, is_ended, changed }))
     }
 }
 
 impl FleetState {
+    pub(super) fn is_empty(&self) -> bool {
+        self.secrets.is_empty() && self.revocations.is_empty()
+    }
+
     /// Takes an entry. Returns whether it changes anything; the error says why it cannot be used.
     pub(super) fn insert(&mut self, entry: Entry, unix_now: u64) -> Result<bool, &'static str> {
         match entry {
@@ -186,12 +221,20 @@ impl FleetState {
         secret.is_some() || revocation.is_some_and(|key| self.revocations.remove(&key).is_some())
     }
 
-    /// Returns the keys and texts of the entries that have not ended.
-    pub(super) fn live_entries(&self, unix_now: u64) -> impl Iterator<Item = (String, String)> {
-        let secrets = self.secrets.iter().filter(move |(_, secret)| secret.until.is_none_or(|until| until > unix_now));
-        let revocations = self.revocations.values().filter(move |revocation| revocation.until > unix_now);
-        let revocations = revocations.map(|revocation| (revocation_key(&revocation.username), revocation.to_json()));
-        secrets.map(|(id, secret)| (secret_key(id), secret.to_json())).chain(revocations)
+    /// Returns the keys and texts of the entries, with those that have ended lately.
+    pub(super) fn entries(&self) -> impl Iterator<Item = (String, String)> {
+        let secrets = self.secrets.iter().map(|(id, secret)| (secret_key(id), secret.to_json()));
+        let revocations = self.revocations.values();
+        secrets.chain(revocations.map(|revocation| (revocation_key(&revocation.username), revocation.to_json())))
+    }
+
+    /// Returns when the entry with a key of the bucket was changed, and its text.
+    pub(super) fn entry(&self, key: &str) -> Option<(u64, String)> {
+        if let Some(id) = key.strip_prefix("secret.") {
+            return self.secrets.get(id).map(|secret| (secret.changed, secret.to_json()));
+        }
+        let revocation = self.revocations.get(&Key::from_hex(key.strip_prefix("revoked.")?)?)?;
+        Some((revocation.changed, revocation.to_json()))
     }
 
     /// Returns what a node uses at a time.
@@ -216,12 +259,11 @@ impl FleetState {
         of_secrets.chain(of_revocations).filter(|at| *at > unix_now).min()
     }
 
-    /// Removes what has ended for `kept` seconds. Returns whether there was anything.
-    pub(super) fn forget_ended(&mut self, unix_now: u64, kept: u64) -> bool {
+    /// Removes what has ended long ago. Returns whether there was anything.
+    pub(super) fn forget_ended(&mut self, unix_now: u64) -> bool {
         let before = self.secrets.len() + self.revocations.len();
-        let is_kept = |until: u64| until.saturating_add(kept) > unix_now;
-        self.secrets.retain(|_, secret| secret.until.is_none_or(is_kept));
-        self.revocations.retain(|_, revocation| is_kept(revocation.until));
+        self.secrets.retain(|_, secret| secret.kept_until().is_none_or(|until| until > unix_now));
+        self.revocations.retain(|_, revocation| revocation.kept_until() > unix_now);
         self.secrets.len() + self.revocations.len() != before
     }
 
@@ -235,10 +277,7 @@ impl FleetState {
 
     /// Returns the state as text for a file: lines of a key and an entry.
     pub(super) fn to_text(&self) -> String {
-        let secrets = self.secrets.iter().map(|(id, secret)| (secret_key(id), secret.to_json()));
-        let revocations = self.revocations.values();
-        let revocations = revocations.map(|revocation| (revocation_key(&revocation.username), revocation.to_json()));
-        secrets.chain(revocations).map(|(key, entry)| format!("{key} {entry}\n")).collect()
+        self.entries().map(|(key, entry)| format!("{key} {entry}\n")).collect()
     }
 
     /// Reads what [`to_text`](Self::to_text) writes. Lines that cannot be used are left out.
@@ -259,7 +298,7 @@ mod tests {
     use super::*;
 
     fn secret(text: &str, from: u64, until: Option<u64>) -> FleetSecret {
-        FleetSecret { secret: Secret::new(text).unwrap(), from, until }
+        FleetSecret { secret: Secret::new(text).unwrap(), from, until, changed: 5 }
     }
 
     fn state(secrets: &[(&str, FleetSecret)]) -> FleetState {
@@ -287,7 +326,8 @@ mod tests {
     #[test]
     fn the_state_outlives_a_text() {
         let mut state = state(&[("a", secret("one \"quoted\" ü", 100, None))]);
-        let revocation = FleetRevocation { username: "1767225600:ann b".to_owned(), until: 1_767_225_600 };
+        let username = "1767225600:ann b".to_owned();
+        let revocation = FleetRevocation { username, until: 1_767_225_600, is_ended: true, changed: 7 };
         state.insert(Entry::Revocation(Key::of(&revocation.username), revocation), 0).unwrap();
         assert_eq!(FleetState::from_text(&state.to_text(), 0), state);
         assert_eq!(FleetState::from_text("junk\nsecret.a {}\n", 0), FleetState::default());
@@ -317,8 +357,16 @@ mod tests {
     #[test]
     fn what_has_ended_long_ago_is_forgotten() {
         let mut state = state(&[("a", secret("one", 0, Some(100))), ("b", secret("two", 0, None))]);
-        assert!(!state.forget_ended(159, 60));
-        assert!(state.forget_ended(160, 60));
+        let revocation = |name: &str, is_ended| {
+            let revocation = FleetRevocation { username: name.to_owned(), until: 100, is_ended, changed: 0 };
+            Entry::Revocation(Key::of(name), revocation)
+        };
+        state.insert(revocation("ann", false), 0).unwrap();
+        state.insert(revocation("bob", true), 0).unwrap();
+        assert!(!state.forget_ended(100 + KEPT_EXPIRED - 1));
+        assert!(state.forget_ended(100 + KEPT_EXPIRED) && state.entry(&revocation_key("ann")).is_none());
+        assert!(!state.forget_ended(100 + KEPT - 1) && state.entry(&revocation_key("bob")).is_some());
+        assert!(state.forget_ended(100 + KEPT));
         assert_eq!(texts(&state.at(0)), ["two"]);
         assert!(!state.retain(|key| key == "secret.b") && state.retain(|_| false));
         assert_eq!(state, FleetState::default());

@@ -117,6 +117,8 @@ impl Disk {
             _lock: lock,
         };
         spool.load()?;
+        // An earlier run may not have synchronized it.
+        spool.has_new_note = file::read(&spool.next_note_path()).is_ok_and(|bytes| checked(&bytes).is_some());
         Ok(spool)
     }
 
@@ -308,8 +310,15 @@ impl Disk {
     }
 
     pub(super) fn note(&self) -> io::Result<Option<String>> {
-        if let Some(note) = file::read(&self.next_note_path()).ok().and_then(|bytes| checked(&bytes)) {
-            return Ok(Some(note));
+        match file::read(&self.next_note_path()) {
+            // One that is damaged was not synchronized.
+            Ok(bytes) => {
+                if let Some(note) = checked(&bytes) {
+                    return Ok(Some(note));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         match file::read(&self.note_path()) {
             Ok(bytes) => checked(&bytes).map(Some).ok_or(io::ErrorKind::InvalidData.into()),

@@ -42,7 +42,10 @@ fn judge(fleet: &Value) -> Finding {
     if !is_connected {
         return Finding::fault(
             "fleet",
-            format!("the engine cannot be reached: {}", text("error")),
+            format!(
+                "the engine cannot be reached: {}",
+                Some(text("error")).filter(|why| !why.is_empty()).unwrap_or("no response yet")
+            ),
             "start the engine, or correct `[fleet]`; calls and new allocations go on meanwhile",
         );
     }

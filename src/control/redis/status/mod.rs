@@ -375,7 +375,7 @@ async fn replies_of_one(connection: &mut Connection, count: usize) -> Result<Opt
         match timeout(TIME_LIMIT, connection.reply()).await {
             Ok(Ok(reply @ Reply::Error(_))) => {
                 let why = describe(&reply);
-                if why == "NOAUTH" || why == "LOADING" {
+                if ["NOAUTH", "LOADING", "BUSY", "MASTERDOWN"].contains(&why.as_str()) {
                     return Err(format!("it refuses all commands ({why})"));
                 }
                 refusal.get_or_insert(why);
