@@ -55,12 +55,16 @@ impl Moves {
 
     /// Waits until the participant has to move. Nothing is lost if the caller stops waiting.
     pub(crate) async fn due(&mut self) {
-        let Self { draining, used, .. } = self;
+        let Self { draining, used, at } = self;
+        if draining.borrow().0.is_disjoint(used) {
+            // The next drain is another one.
+            *at = None;
+        }
         if draining.wait_for(|Draining(urls)| !urls.is_disjoint(used)).await.is_err() {
             // Nothing says which relays drain.
             pending::<()>().await;
         }
-        sleep_until(*self.at.get_or_insert_with(|| Instant::now() + random_part(SPREAD))).await;
+        sleep_until(*at.get_or_insert_with(|| Instant::now() + random_part(SPREAD))).await;
     }
 
     /// Returns credentials for a user that name no relay that drains. If there are none, the next attempt is due later.

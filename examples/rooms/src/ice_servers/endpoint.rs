@@ -216,9 +216,10 @@ impl Endpoint {
             .map_err(|_| "the key is no text for a header".to_owned())?;
         authorization.set_sensitive(true);
         let method = if body.is_some() { Method::POST } else { Method::GET };
+        let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
         Request::builder()
             .method(method)
-            .uri(format!("{}{more}", url.path()))
+            .uri(format!("{}{more}{query}", url.path()))
             .header(HOST, url.authority().map(ToString::to_string).unwrap_or_default())
             .header(CONTENT_TYPE, "application/json")
             .header(AUTHORIZATION, authorization)
