@@ -436,10 +436,12 @@ mod memory {
         }
         server.signal(Signal::SIGCONT);
         until("everything is read", || clients.iter().all(|(_, relay)| unread(relay.port()) == 0));
+        let topic = "Responses and data that wait for clients on connections";
         let memory = Memory::of(server.id());
-        let mut most = 0;
-        // Data waits for 300 ms, and up to 512 KiB for a client.
-        for _ in 0..5 {
+        let (mut most, mut rounds) = (0, 0);
+        // Data waits for 300 ms, and up to 512 KiB for a client. On a busy machine, a part is gone before the rest is read.
+        while rounds < 5 || (rounds < 50 && 2 * most < documented(topic)) {
+            rounds += 1;
             for some in clients.chunks(8) {
                 for (_, relay) in some.iter().cycle().take(9 * some.len()) {
                     assert_eq!(peer.send_to(&[7; 60_000], relay).unwrap(), 60_000);
@@ -450,7 +452,6 @@ mod memory {
         }
         drop(clients);
         until_closed(server.tcp_address());
-        let topic = "Responses and data that wait for clients on connections";
         judge(topic, 1, [most, most, memory.grown()]);
     }
 

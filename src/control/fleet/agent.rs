@@ -81,6 +81,8 @@ pub(super) struct Session {
     pub(super) refused: RefCell<BTreeMap<String, u64>>,
     /// The other process with the name of this node, and how often it was heard.
     twin: Cell<(u64, u32)>,
+    /// The bucket about whose loss was logged.
+    pub(super) lost: Cell<u32>,
     /// The leases, if limits apply to all nodes together.
     pub(super) leases: RefCell<Option<Leases>>,
     pulse: RefCell<Pulse>,
@@ -189,6 +191,7 @@ impl Agent {
             entries: RefCell::default(),
             refused: RefCell::default(),
             twin: Cell::default(),
+            lost: Cell::default(),
             leases: RefCell::new(self.leases.take()),
             pulse: RefCell::new(std::mem::take(&mut self.pulse)),
             counts: Cell::new(self.view.counts()),

@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store, UpdateErrorKind};
+use async_nats::jetstream::stream;
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::agent::{PAUSE, Session};
 use super::copy::Origin;
@@ -19,7 +20,7 @@ use crate::control::random;
 
 /// The interval at which the state is read as a whole.
 const REREAD: Duration = Duration::from_secs(60);
-/// The longest time of a reading.
+/// The longest time from one entry of a reading to the next.
 const READING: Duration = Duration::from_secs(30);
 /// The most entries that are removed before the next look.
 const PURGED_AT_ONCE: usize = 100;
@@ -111,7 +112,7 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             let is_complete = reading.seen.is_none();
             let entry = tokio::select! {
                 entry = entries.next() => entry,
-                () = &mut reread => break,
+                () = &mut reread, if is_complete => break,
                 () = &mut patience, if !is_complete => break,
                 // A reading that has begun is not interrupted.
                 () = session.reread.notified(), if is_complete => break,
@@ -122,7 +123,12 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             };
             take(&session, &entry, &mut reading);
             if entry.delta > 0 {
+                patience.as_mut().reset(Instant::now() + READING);
                 continue;
+            }
+            if is_complete || reading.is_lost {
+                // Before the heartbeats say so.
+                use_changes(&session).await;
             }
             // Once for all that came together.
             session.revision.update(|own| Revision {
@@ -138,6 +144,15 @@ pub(super) async fn follow_state(session: Rc<Session>) {
                 sleep(PAUSE).await;
                 break;
             }
+            session.origin.update(|origin| Origin {
+                // A later loss of this change has to be noticed.
+                revision: if origin.created == bucket.created {
+                    origin.revision.max(entry.revision)
+                } else {
+                    origin.revision
+                },
+                ..origin
+            });
             use_changes(&session).await;
             // Whoever has made the change waits for it.
             session.beat.notify_one();
@@ -166,13 +181,19 @@ impl BucketState {
 async fn identify(session: &Session, store: &mut Store) -> Option<BucketState> {
     let info = store.stream.info().await.ok()?;
     let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
-    let known = session.revision.get();
-    // A bucket with fewer revisions than before is an older copy of itself.
-    if known.created != created || info.state.last_sequence < u64::from(known.revision) {
+    if !is_known(session, info) {
         session.revision.set(Revision { created, ..Revision::default() });
         session.entries.borrow_mut().clear();
+        session.is_read.set(false);
     }
     Some(BucketState { created, last: info.state.last_sequence, is_empty: info.state.messages == 0 })
+}
+
+/// Whether the bucket is the one that this node follows. One with fewer revisions than before is an older copy of itself.
+pub(super) fn is_known(session: &Session, info: &stream::Info) -> bool {
+    let known = session.revision.get();
+    let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
+    known.created == created && info.state.last_sequence >= u64::from(known.revision)
 }
 
 /// Compares the bucket, which has been read as a whole, with what this node knew before. Returns whether that succeeded.
@@ -184,13 +205,15 @@ async fn complete(session: &Session, store: &Store, reading: &mut Reading, bucke
         if !restore(session, store, reading).await || !refill(session, store, &seen).await {
             return false;
         }
-    } else if is_other && bucket.is_empty && !session.state.borrow().is_empty() {
-        // Nobody has removed all of it one by one.
-        tracing::error!(
-            event = "fleet-state-lost",
-            "the engine has lost the secrets and revocations of the fleet, and this node has not read them for more than a \
-             day. It goes on with those that it knows, and does not give them to the other nodes: add again what is to stay"
-        );
+    } else if is_other && session.state.borrow().has_secret() && !seen.iter().any(|key| key.starts_with("secret.")) {
+        // Nobody has removed all secrets one by one.
+        if session.lost.replace(bucket.created) != bucket.created {
+            tracing::error!(
+                event = "fleet-state-lost",
+                "the engine has lost the secrets of the fleet, and this node has not read them for more than a day. It goes \
+                 on with those that it knows, and does not give them to the other nodes: add again those that are to stay"
+            );
+        }
         session.is_read.set(true);
         return true;
     } else {

@@ -192,7 +192,7 @@ pub(super) fn state_order(
             if until <= unix_now {
                 return Err("the time is over, so there is nothing to revoke".to_owned());
             }
-            Ok(StateOrder::Revoke(FleetRevocation { username, until, is_ended: false, changed: 0 }))
+            Ok(StateOrder::Revoke(FleetRevocation { username, until, is_shortened: false, changed: 0 }))
         }
         "secret-add" => {
             known(&["id", "secret", "from"])?;
@@ -215,7 +215,8 @@ pub(super) fn state_order(
         }
         "secret-retire" => {
             known(&["id", "at"])?;
-            Ok(StateOrder::RetireSecret(id()?, time("at")?.unwrap_or(unix_now)))
+            // Not earlier, or the entry would be forgotten at once, and could come back from a node that was away.
+            Ok(StateOrder::RetireSecret(id()?, time("at")?.unwrap_or(unix_now).max(unix_now)))
         }
         "secrets" => {
             known(&[])?;
@@ -303,7 +304,7 @@ mod tests {
             Ok(StateOrder::Revoke(FleetRevocation {
                 username: ann.clone(),
                 until: NOW + 160,
-                is_ended: false,
+                is_shortened: false,
                 changed: 0
             }))
         );

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::agent::Session;
+use super::common;
 use super::engine::{Bucket, with_source};
 use super::orders::{self, StateOrder};
 use super::state::{FleetRevocation, FleetSecret, FleetState, revocation_key, secret_key};
@@ -18,8 +19,6 @@ use crate::clock;
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The interval at which a change looks which nodes use it.
 const LOOK: Duration = Duration::from_millis(50);
-/// The most entries of the common state, with those that have ended lately.
-const MOST_ENTRIES: usize = 40_000;
 
 /// Carries out an order of the operator: `{"order": …, "node": …, "with": {…}}`. Without a node, it is for all.
 pub(super) async fn carry_out(session: &Session, order: &Value) -> Result<Value, String> {
@@ -111,22 +110,24 @@ pub(super) async fn change_state(
         StateOrder::Revoke(revocation) => {
             let result = json!({ "username": revocation.username, "until": revocation.until });
             let key = revocation_key(&revocation.username);
-            let entry = FleetRevocation { changed: changed(&key), ..revocation }.to_json();
+            let known = session.state.borrow().revocation_end(&key);
+            let is_shortened = known.is_some_and(|known| revocation.until < known);
+            let entry = FleetRevocation { is_shortened, changed: changed(&key), ..revocation }.to_json();
             (key, entry, result)
         }
         StateOrder::EndRevocation(username) => {
             is_new = false;
-            if revision_of(&revocation_key(&username)).is_none() {
+            if session.state.borrow().entry(&revocation_key(&username)).is_none() {
                 return Err("the fleet has not revoked this username".to_owned());
             }
             let result = json!({ "username": username, "until": null });
             // It is removed like every other one that has ended.
             let key = revocation_key(&username);
-            let entry = FleetRevocation { username, until: now, is_ended: true, changed: changed(&key) }.to_json();
+            let entry = FleetRevocation { username, until: now, is_shortened: true, changed: changed(&key) }.to_json();
             (key, entry, result)
         }
         StateOrder::AddSecret(id, secret) => {
-            if session.state.borrow().secrets.contains_key(&id) {
+            if revision_of(&secret_key(&id)).is_some() {
                 return Err(format!("there is a secret {id} already: choose another id, or retire that one"));
             }
             let result = json!({ "id": id, "from": secret.from });
@@ -147,10 +148,17 @@ pub(super) async fn change_state(
     if is_new && let Some(why) = session.state.borrow().refuses(&key, now) {
         return Err(why);
     }
-    if is_new && session.entries.borrow().len() >= MOST_ENTRIES {
+    let is_further = revision_of(&key).is_none();
+    if is_new && is_further && session.entries.borrow().len() >= FleetState::MOST_ENTRIES {
         return Err("too many revocations of the fleet were ended within the last day: try again later".to_owned());
     }
     let store = session.engine.bucket(Bucket::State).await?;
+    if !common::is_known(session, store.stream.cached_info()) {
+        // A change would hide that, and nobody could say which nodes use it.
+        session.is_read.set(false);
+        session.reread.notify_one();
+        return Err("the engine has lost its state, which the nodes restore at this moment: try again".to_owned());
+    }
     let entry = Bytes::from(entry);
     let revision = match present {
         // Another node may have changed it meanwhile.
@@ -180,7 +188,8 @@ async fn wait_for(session: &Session, revision: u64) -> (Vec<String>, Vec<String>
                 if beat.state >= revision { &mut used } else { &mut pending }.push(beat.name.clone());
             }
         }
-        if pending.is_empty() || deadline <= Instant::now() {
+        let is_own_used = used.contains(&session.settings.node);
+        if (pending.is_empty() && is_own_used) || deadline <= Instant::now() {
             used.sort_unstable();
             pending.sort_unstable();
             return (used, pending);

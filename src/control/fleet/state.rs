@@ -40,16 +40,16 @@ pub(super) struct FleetRevocation {
     pub(super) username: String,
     /// In seconds since the Unix epoch.
     pub(super) until: u64,
-    /// Whether it was ended before its time.
-    pub(super) is_ended: bool,
+    /// Whether it was ended or shortened, so that an earlier form of it must not come back.
+    pub(super) is_shortened: bool,
     /// When the entry was changed, in milliseconds since the Unix epoch.
     pub(super) changed: u64,
 }
 
 /// How long an entry that was ended stays, in seconds: a node that was away for a shorter time learns of the end.
 pub(super) const KEPT: u64 = 86_400;
-/// How long a revocation stays that has ended by itself. No node uses it, whatever its clock says.
-const KEPT_EXPIRED: u64 = 600;
+/// How long a revocation stays that has ended by itself. Clocks may differ by that.
+const KEPT_EXPIRED: u64 = 3_600;
 
 impl fmt::Debug for FleetRevocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,6 +107,10 @@ impl FleetSecret {
         json!({ "v": VERSION, "secret": secret, "from": from, "until": until, "changed": changed }).to_string()
     }
 
+    fn is_accepted(&self, unix_now: u64) -> bool {
+        self.until.is_none_or(|until| until > unix_now)
+    }
+
     /// Returns when the entry may be forgotten, if that is decided.
     fn kept_until(&self) -> Option<u64> {
         self.until.map(|until| until.saturating_add(KEPT))
@@ -115,12 +119,13 @@ impl FleetSecret {
 
 impl FleetRevocation {
     pub(super) fn to_json(&self) -> String {
-        let Self { username, until, is_ended, changed } = self;
-        json!({ "v": VERSION, "username": username, "until": until, "ended": is_ended, "changed": changed }).to_string()
+        let Self { username, until, is_shortened, changed } = self;
+        json!({ "v": VERSION, "username": username, "until": until, "shortened": is_shortened, "changed": changed })
+            .to_string()
     }
 
     fn kept_until(&self) -> u64 {
-        self.until.saturating_add(if self.is_ended { KEPT } else { KEPT_EXPIRED })
+        self.until.saturating_add(if self.is_shortened { KEPT } else { KEPT_EXPIRED })
     }
 }
 
@@ -167,30 +172,34 @@ impl Entry {
             return Err("has the key of another username");
         }
         let until = until.ok_or("has no `until`")?;
-        let is_ended = value.get("ended").and_then(Value::as_bool).unwrap_or_default();
-        Ok(Self::Revocation(key, FleetRevocation { username: username.to_owned(), until, is_ended, changed }))
+        let is_shortened = value.get("shortened").and_then(Value::as_bool).unwrap_or_default();
+        Ok(Self::Revocation(key, FleetRevocation { username: username.to_owned(), until, is_shortened, changed }))
     }
 }
 
 impl FleetState {
-    pub(super) fn is_empty(&self) -> bool {
-        self.secrets.is_empty() && self.revocations.is_empty()
+    /// The most entries, with those that have ended lately.
+    pub(super) const MOST_ENTRIES: usize = 4 * Revocations::CAPACITY;
+
+    pub(super) fn has_secret(&self) -> bool {
+        !self.secrets.is_empty()
     }
 
     /// Takes an entry. Returns whether it changes anything; the error says why it cannot be used.
     pub(super) fn insert(&mut self, entry: Entry, unix_now: u64) -> Result<bool, &'static str> {
         match entry {
             Entry::Secret(id, secret) => {
-                if self.secrets.len() >= MAX_SECRETS && !self.secrets.contains_key(&id) {
+                // Those that have ended lately are among them.
+                if self.secrets.len() >= 8 * MAX_SECRETS && !self.secrets.contains_key(&id) {
                     return Err("exceeds the greatest number of secrets");
                 }
                 Ok(self.secrets.insert(id, secret.clone()).as_ref() != Some(&secret))
             }
             Entry::Revocation(key, revocation) => {
-                if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
+                if self.revocations.len() >= Self::MOST_ENTRIES && !self.revocations.contains_key(&key) {
                     self.revocations.retain(|_, revocation| revocation.until > unix_now);
                 }
-                if self.revocations.len() >= Revocations::CAPACITY && !self.revocations.contains_key(&key) {
+                if self.revocations.len() >= Self::MOST_ENTRIES && !self.revocations.contains_key(&key) {
                     return Err("exceeds the greatest number of revocations");
                 }
                 Ok(self.revocations.insert(key, revocation.clone()).as_ref() != Some(&revocation))
@@ -207,11 +216,16 @@ impl FleetState {
             Some(key) if !is_known(key) && live() >= Revocations::CAPACITY => {
                 Some(format!("the fleet has {} revocations, which is the greatest number", Revocations::CAPACITY))
             }
-            None if self.secrets.len() >= MAX_SECRETS => {
+            None if self.secrets.values().filter(|secret| secret.is_accepted(unix_now)).count() >= MAX_SECRETS => {
                 Some(format!("the fleet has {MAX_SECRETS} secrets, which is the greatest number"))
             }
             _ => None,
         }
+    }
+
+    /// Returns the end of the revocation with a key of the bucket.
+    pub(super) fn revocation_end(&self, key: &str) -> Option<u64> {
+        Some(self.revocations.get(&Key::from_hex(key.strip_prefix("revoked.")?)?)?.until)
     }
 
     /// Removes the entry with a key of the bucket. Returns whether there was one.
@@ -239,7 +253,7 @@ impl FleetState {
 
     /// Returns what a node uses at a time.
     pub(super) fn at(&self, unix_now: u64) -> FleetInUse {
-        let accepted = || self.secrets.values().filter(|secret| secret.until.is_none_or(|until| until > unix_now));
+        let accepted = || self.secrets.values().filter(|secret| secret.is_accepted(unix_now));
         // One that will end is used only if there is no other.
         let minting = accepted().filter(|secret| secret.from <= unix_now);
         let minting = minting.max_by_key(|secret| (secret.until.is_none(), secret.from));
@@ -327,7 +341,7 @@ mod tests {
     fn the_state_outlives_a_text() {
         let mut state = state(&[("a", secret("one \"quoted\" ü", 100, None))]);
         let username = "1767225600:ann b".to_owned();
-        let revocation = FleetRevocation { username, until: 1_767_225_600, is_ended: true, changed: 7 };
+        let revocation = FleetRevocation { username, until: 1_767_225_600, is_shortened: true, changed: 7 };
         state.insert(Entry::Revocation(Key::of(&revocation.username), revocation), 0).unwrap();
         assert_eq!(FleetState::from_text(&state.to_text(), 0), state);
         assert_eq!(FleetState::from_text("junk\nsecret.a {}\n", 0), FleetState::default());
@@ -357,8 +371,8 @@ mod tests {
     #[test]
     fn what_has_ended_long_ago_is_forgotten() {
         let mut state = state(&[("a", secret("one", 0, Some(100))), ("b", secret("two", 0, None))]);
-        let revocation = |name: &str, is_ended| {
-            let revocation = FleetRevocation { username: name.to_owned(), until: 100, is_ended, changed: 0 };
+        let revocation = |name: &str, is_shortened| {
+            let revocation = FleetRevocation { username: name.to_owned(), until: 100, is_shortened, changed: 0 };
             Entry::Revocation(Key::of(name), revocation)
         };
         state.insert(revocation("ann", false), 0).unwrap();
