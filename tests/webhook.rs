@@ -246,6 +246,28 @@ mod webhook {
     }
 
     #[test]
+    fn batches_share_a_connection_and_none_fails_because_the_receiver_has_closed_it() {
+        let (receiver, place) = (Receiver::start(), Place::new());
+        let controlled = place.start(&receiver.url(), "");
+        let mut total = Totals::default();
+        for users in [0..3, 3..6] {
+            make_calls(&controlled.server, users, &mut total);
+            receiver.wait_for_totals(total);
+        }
+        assert!(receiver.got().len() > 1);
+        assert_eq!(receiver.connections(), 1);
+        receiver.set(Mode::AcceptOne);
+        for users in [6..9, 9..12] {
+            make_calls(&controlled.server, users, &mut total);
+            receiver.wait_for_totals(total);
+        }
+        wait_for_status(&controlled, |status| number(status, "sent") == 25);
+        assert!(receiver.connections() > 2);
+        let logs = controlled.server.logs();
+        assert!(!logs.iter().any(|line| line.text().contains("webhook-failed")), "{logs:#?}");
+    }
+
+    #[test]
     fn a_receiver_that_takes_only_small_batches_is_not_away() {
         let (mut receiver, place) = (Receiver::away(None), Place::new());
         let controlled = place.start(&receiver.url(), "");

@@ -18,6 +18,8 @@ use crate::support::TIMEOUT;
 #[derive(Clone, Debug)]
 pub(crate) enum Mode {
     Accept,
+    /// Closes the connection after each response, and does not say so in it.
+    AcceptOne,
     /// Responds with a status line and header fields.
     Respond(&'static str),
     /// Responds after a while.
@@ -244,26 +246,33 @@ impl Shared {
         self.state.lock().unwrap()
     }
 
-    /// Serves one request.
+    /// Serves the requests of a connection.
     fn serve(&self, mut stream: impl Read + Write) {
+        while self.serve_one(&mut stream) {}
+    }
+
+    /// Serves a request. Returns whether another one can follow.
+    fn serve_one(&self, mut stream: impl Read + Write) -> bool {
+        let mut begin = vec![0; 64];
+        let Ok(length @ 1..) = stream.read(&mut begin) else { return false };
+        begin.truncate(length);
         let mode = self.lock().mode.clone();
         if matches!(mode, Mode::CutRequest) {
-            let _ = stream.read(&mut [0; 64]);
-            return;
+            return false;
         }
-        let Ok((head, body)) = read_request(&mut stream) else { return };
+        let Ok((head, body)) = read_request(begin, &mut stream) else { return false };
         let response = match mode {
-            Mode::Accept | Mode::Slow(_) => "204 No Content\r\n",
+            Mode::Accept | Mode::AcceptOne | Mode::Slow(_) => "204 No Content\r\n",
             Mode::Respond(response) | Mode::Endless(response) => response,
             Mode::AtMost(most) if count(&body) > most => "413 Content Too Large\r\n",
             Mode::AtMost(_) => "204 No Content\r\n",
             Mode::Hang => {
                 // Until the client gives up.
                 let _ = stream.read(&mut [0; 64]);
-                return;
+                return false;
             }
             Mode::CutResponse => "200",
-            Mode::CutRequest => return,
+            Mode::CutRequest => return false,
         };
         if let Mode::Slow(time) = mode {
             let waited =
@@ -284,6 +293,7 @@ impl Shared {
             // Until the client closes the connection.
             let _ = stream.read(&mut [0; 64]);
         }
+        !matches!(mode, Mode::Endless(_) | Mode::CutResponse | Mode::AcceptOne)
     }
 }
 
@@ -293,8 +303,8 @@ fn count(body: &str) -> usize {
     body["events"].as_array().unwrap().len()
 }
 
-fn read_request(stream: &mut impl Read) -> io::Result<(String, String)> {
-    let mut bytes = Vec::new();
+/// Reads a request that begins with these bytes.
+fn read_request(mut bytes: Vec<u8>, stream: &mut impl Read) -> io::Result<(String, String)> {
     let mut part = [0; 4096];
     loop {
         let text = String::from_utf8_lossy(&bytes).into_owned();

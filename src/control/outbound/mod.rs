@@ -6,6 +6,7 @@ mod connect;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Bytes, Incoming};
@@ -17,6 +18,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -35,6 +37,11 @@ pub(super) use connect::connect;
 const MAX_HEAD: usize = 32 * 1024;
 /// The most header fields of a response.
 const MAX_FIELDS: usize = 64;
+
+/// The longest body of a response that is read only so that the connection can be used again, in bytes.
+const MAX_REST: usize = 16 * 1024;
+/// The longest time that this takes.
+const REST_TIME: Duration = Duration::from_secs(1);
 
 const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
@@ -126,14 +133,17 @@ fn tls_failure(error: &io::Error, ca_setting: &str) -> String {
             "its certificate is not valid on {}, which is the time of this machine: check the clock",
             date(clock::unix_seconds())
         ),
-        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
-            "its certificate comes from an authority that is not trusted: for a private one, set `{ca_setting}`"
-        ),
+        // A bad signature: an authority with the name of a trusted one, which has another key.
+        Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature)) => {
+            format!(
+                "its certificate comes from an authority that is not trusted: for a private one, set `{ca_setting}`"
+            )
+        }
         _ => format!("TLS failed: {error}"),
     }
 }
 
-/// Sends a request, and returns the response, whose body has at most `max_body` bytes.
+/// Sends a request over a connection of its own, and returns the response, whose body has at most `max_body` bytes.
 ///
 /// # Errors
 /// Why there is no response.
@@ -149,8 +159,8 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (response, _connection) = send(stream, to, request).await?;
-    let (head, body) = response.into_parts();
+    let mut connection = Connection::over(stream).await?;
+    let (head, body) = connection.send(to, request).await?.into_parts();
     let body = Limited::new(body, max_body)
         .collect()
         .await
@@ -158,51 +168,69 @@ where
     Ok((head, body.to_bytes()))
 }
 
-/// Sends a request, and returns the head of the response. The connection ends without its body.
-///
-/// # Errors
-/// Why there is no response.
-pub(super) async fn exchange_for_head<S, B>(stream: S, to: &Destination, request: Request<B>) -> Result<Parts, String>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    let (response, _connection) = send(stream, to, request).await?;
-    Ok(response.into_parts().0)
+/// A connection for requests one after the other. Dropping it closes it.
+#[derive(Debug)]
+pub(super) struct Connection<B> {
+    sender: http1::SendRequest<B>,
+    /// Reads and writes. It ends when it is dropped.
+    _task: JoinSet<()>,
 }
 
-/// Sends a request. Returns the response, whose body comes while the connection is kept.
-async fn send<S, B>(
-    stream: S,
-    to: &Destination,
-    request: Request<B>,
-) -> Result<(Response<Incoming>, JoinSet<()>), String>
+impl<B> Connection<B>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let (mut head, body) = request.into_parts();
-    let authority = to.authority();
-    let default_port = if head.uri.scheme_str() == Some("http") { ":80" } else { ":443" };
-    let authority = authority.strip_suffix(default_port).unwrap_or(&authority);
-    head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|error| error.to_string())?);
-    head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
-    head.uri = to.path.clone();
-    let handshake = http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_FIELDS)
-        .handshake::<_, B>(TokioIo::new(stream))
-        .await;
-    let (mut sender, connection) = handshake.map_err(|error| error.to_string())?;
-    // It ends when it is dropped. Its error is also that of the request.
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { drop(connection.await) });
-    let response = sender.send_request(Request::from_parts(head, body)).await;
-    Ok((response.map_err(|error| format!("it sent no response: {error}"))?, tasks))
+    /// Begins HTTP/1.1 on a stream.
+    ///
+    /// # Errors
+    /// Why that fails.
+    pub(super) async fn over<S>(stream: S) -> Result<Self, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let handshake = http1::Builder::new()
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_FIELDS)
+            .handshake::<_, B>(TokioIo::new(stream))
+            .await;
+        let (sender, connection) = handshake.map_err(|error| error.to_string())?;
+        let mut task = JoinSet::new();
+        // Its error is also that of the request.
+        task.spawn(async move { drop(connection.await) });
+        Ok(Self { sender, _task: task })
+    }
+
+    /// Sends a request. The body of the response comes while the connection is kept.
+    ///
+    /// # Errors
+    /// Why there is no response.
+    pub(super) async fn send(&mut self, to: &Destination, request: Request<B>) -> Result<Response<Incoming>, String> {
+        let (mut head, body) = request.into_parts();
+        let authority = to.authority();
+        let default_port = if head.uri.scheme_str() == Some("http") { ":80" } else { ":443" };
+        let authority = authority.strip_suffix(default_port).unwrap_or(&authority);
+        head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|error| error.to_string())?);
+        head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        head.uri = to.path.clone();
+        let response = self.sender.send_request(Request::from_parts(head, body)).await;
+        response.map_err(|error| format!("it sent no response: {error}"))
+    }
+
+    /// Reads the rest of a response whose content does not matter, and returns the connection if it can take another request.
+    pub(super) async fn after(mut self, response: Response<Incoming>) -> Option<Self> {
+        let body = response.into_body();
+        if body.size_hint().lower() > MAX_REST as u64 {
+            return None;
+        }
+        let rest = async {
+            Limited::new(body, MAX_REST).collect().await.ok()?;
+            self.sender.ready().await.ok()
+        };
+        timeout(REST_TIME, rest).await.ok()??;
+        Some(self)
+    }
 }
 
 /// Returns the time that a response demands until the next request, in seconds (RFC 9110 §10.2.3).

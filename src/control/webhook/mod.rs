@@ -19,19 +19,17 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsConnector;
 
 use super::events::Sink;
 use super::events::event::{Event, Kind, Source};
 use super::events::queue::{Queue, Taken};
 use super::log_interval::is_due;
-use super::outbound;
 use super::random;
 use super::spool::{PushError, Spool};
 use crate::clock;
 use crate::config::{self, Config, WebhookEvent};
-use crate::setting::{STATE_DIRECTORY, WEBHOOK_CA_FILE, WEBHOOK_SPOOL};
-use request::{Batch, Refusal, post};
+use crate::setting::{STATE_DIRECTORY, WEBHOOK_SPOOL};
+use request::{Batch, Link, Refusal};
 
 pub(super) use statistics::{Counts, Statistics};
 
@@ -398,7 +396,7 @@ async fn send(shared: Rc<Shared>) {
     let mut outgoing: Option<Outgoing> = None;
     let mut trouble = Trouble::default();
     let mut size = Size { most: usize::MAX, larger: Instant::now() };
-    let mut tls: Option<(u64, TlsConnector)> = None;
+    let mut link = Link::default();
     let mut known = 0;
     loop {
         let (settings, version) = shared.settings();
@@ -441,11 +439,7 @@ async fn send(shared: Rc<Shared>) {
             }
             continue;
         };
-        let result = match connector(&settings, version, &mut tls) {
-            Ok(connector) => post(&settings.webhook, &connector, &sent.batch).await,
-            Err(refusal) => Err(refusal),
-        };
-        match result {
+        match link.post(&settings.webhook, version, &sent.batch).await {
             Ok(()) => {
                 shared.succeeded(sent, &settings, &mut trouble);
                 outgoing = None;
@@ -457,8 +451,6 @@ async fn send(shared: Rc<Shared>) {
                 outgoing = None;
             }
             Err(refusal) => {
-                // The file of authorities may be another one now.
-                tls = None;
                 trouble.failures = trouble.failures.saturating_add(1);
                 let wait = back_off::wait(trouble.failures, &refusal, random::fraction());
                 shared.failed(&refusal, &settings, wait, &mut trouble);
@@ -467,23 +459,6 @@ async fn send(shared: Rc<Shared>) {
                 }
                 shared.pause(wait, version).await;
             }
-        }
-    }
-}
-
-/// Returns the TLS client of the settings.
-fn connector(
-    settings: &Settings,
-    version: u64,
-    kept: &mut Option<(u64, TlsConnector)>,
-) -> Result<TlsConnector, Refusal> {
-    match kept {
-        Some((of, connector)) if *of == version => Ok(connector.clone()),
-        _ => {
-            let new = outbound::tls_connector(settings.webhook.ca.as_deref());
-            let new = new.map_err(|why| Refusal::from(format!("`{WEBHOOK_CA_FILE}`: {why}")))?;
-            *kept = Some((version, new.clone()));
-            Ok(new)
         }
     }
 }

@@ -6,19 +6,22 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use http_body_util::Full;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
-use hyper::{Request, StatusCode, Uri};
+use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::auth::Secret;
 use crate::clock;
 use crate::config;
-use crate::control::outbound::{self, Destination};
+use crate::control::outbound::{self, Connection, Destination};
 use crate::setting::{WEBHOOK_CA_FILE, WEBHOOK_SECRET_FILE, WEBHOOK_URL};
+
+/// The longest time that a connection waits for the next batch: many servers close theirs after a minute.
+const REUSE: Duration = Duration::from_secs(30);
 
 /// A batch of events. Each try has the same identifier and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,44 +79,102 @@ impl From<String> for Refusal {
     }
 }
 
-/// Sends a batch.
-///
-/// # Errors
-/// If the receiver has not taken it, or not in time.
-pub(super) async fn post(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> Result<(), Refusal> {
-    let time = webhook.timeout;
-    timeout(time, send(webhook, tls, batch)).await.unwrap_or_else(|_| Err(too_slow(time).into()))
+/// The way to the receiver: a TLS client, and the connection of the last batch, which the next one uses if it comes soon.
+#[derive(Default)]
+pub(super) struct Link {
+    /// The version of the settings that the rest is of.
+    version: u64,
+    tls: Option<TlsConnector>,
+    kept: Option<Kept>,
+}
+
+/// A connection between two batches.
+struct Kept {
+    connection: Connection<Full<Bytes>>,
+    since: Instant,
+}
+
+impl Link {
+    /// Sends a batch. `version` counts the changes of the settings.
+    ///
+    /// # Errors
+    /// If the receiver has not taken it, or not in time.
+    pub(super) async fn post(&mut self, webhook: &config::Webhook, version: u64, batch: &Batch) -> Result<(), Refusal> {
+        if self.version != version {
+            *self = Self { version, ..Self::default() };
+        }
+        let time = webhook.timeout;
+        let sent = timeout(time, self.send(webhook, batch)).await.unwrap_or_else(|_| Err(too_slow(time).into()));
+        match sent {
+            Ok((connection, response)) => {
+                // The head has said that the receiver has the batch. Whatever the body is must not repeat it.
+                let connection = connection.after(response).await;
+                self.kept = connection.map(|connection| Kept { connection, since: Instant::now() });
+                Ok(())
+            }
+            Err(refusal) => {
+                // The file of authorities may be another one now.
+                self.tls = None;
+                Err(refusal)
+            }
+        }
+    }
+
+    async fn send(
+        &mut self,
+        webhook: &config::Webhook,
+        batch: &Batch,
+    ) -> Result<(Connection<Full<Bytes>>, Response<Incoming>), Refusal> {
+        let wrong = || Refusal::from(format!("`{WEBHOOK_URL}` cannot be used"));
+        let uri: Uri = webhook.url.parse().map_err(|_| wrong())?;
+        let is_plain = uri.scheme_str() == Some("http");
+        let to = Destination::of(&uri, if is_plain { 80 } else { 443 }).ok_or_else(wrong)?;
+        let timestamp = clock::unix_seconds();
+        let request = Request::post(uri)
+            .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .header("webhook-id", &batch.id)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", batch.signatures(timestamp, &webhook.secrets))
+            .body(Full::new(batch.body.clone()))
+            .map_err(|_| wrong())?;
+        if let Some(Kept { mut connection, since }) = self.kept.take()
+            && since.elapsed() < REUSE
+            // The receiver may just have closed it.
+            && let Ok(response) = connection.send(&to, request.clone()).await
+        {
+            return taken(&response, timestamp).map(|()| (connection, response));
+        }
+        let stream = outbound::connect(&to.host, to.port).await?;
+        let mut connection = if is_plain {
+            Connection::over(stream).await?
+        } else {
+            let tls = self.tls(webhook)?;
+            Connection::over(outbound::tls(&tls, &to.host, stream, WEBHOOK_CA_FILE).await?).await?
+        };
+        let response = connection.send(&to, request).await?;
+        taken(&response, timestamp).map(|()| (connection, response))
+    }
+
+    fn tls(&mut self, webhook: &config::Webhook) -> Result<TlsConnector, Refusal> {
+        if let Some(tls) = &self.tls {
+            return Ok(tls.clone());
+        }
+        let tls = outbound::tls_connector(webhook.ca.as_deref());
+        let tls = tls.map_err(|why| Refusal::from(format!("`{WEBHOOK_CA_FILE}`: {why}")))?;
+        Ok(self.tls.insert(tls).clone())
+    }
 }
 
 fn too_slow(time: Duration) -> String {
     format!("it sent no response within {} seconds (`webhook.timeout`)", time.as_secs())
 }
 
-async fn send(webhook: &config::Webhook, tls: &TlsConnector, batch: &Batch) -> Result<(), Refusal> {
-    let wrong = || Refusal::from(format!("`{WEBHOOK_URL}` cannot be used"));
-    let uri: Uri = webhook.url.parse().map_err(|_| wrong())?;
-    let is_plain = uri.scheme_str() == Some("http");
-    let to = Destination::of(&uri, if is_plain { 80 } else { 443 }).ok_or_else(wrong)?;
-    let timestamp = clock::unix_seconds();
-    let request = Request::post(uri)
-        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-        .header("webhook-id", &batch.id)
-        .header("webhook-timestamp", timestamp)
-        .header("webhook-signature", batch.signatures(timestamp, &webhook.secrets))
-        .body(Full::new(batch.body.clone()))
-        .map_err(|_| wrong())?;
-    let stream = outbound::connect(&to.host, to.port).await?;
-    // The head says what the receiver has done. Whatever its body is must not repeat the batch.
-    let head = if is_plain {
-        outbound::exchange_for_head(stream, &to, request).await?
-    } else {
-        let stream = outbound::tls(tls, &to.host, stream, WEBHOOK_CA_FILE).await?;
-        outbound::exchange_for_head(stream, &to, request).await?
-    };
-    if head.status.is_success() {
+/// Checks that a response says that the receiver has taken the batch.
+fn taken(response: &Response<Incoming>, now: u64) -> Result<(), Refusal> {
+    if response.status().is_success() {
         return Ok(());
     }
-    Err(Refusal { wait: outbound::retry_after(&head.headers, timestamp), ..refusal(head.status) })
+    Err(Refusal { wait: outbound::retry_after(response.headers(), now), ..refusal(response.status()) })
 }
 
 /// Returns what a status other than success means.
