@@ -236,3 +236,33 @@ fn a_refused_command_is_not_sent_again_and_no_change_waits_for_it() {
     assert!(second.iter().all(|command| allocation(command) == allocation(second.last().unwrap())), "{second:#?}");
     server.terminate();
 }
+
+#[test]
+fn after_a_replica_has_refused_a_change_the_server_connects_again_and_repeats_none() {
+    let Some(redis) = Redis::start() else { return };
+    let server = start(&redis);
+    let call = || {
+        let client = Client::new(server.udp_address());
+        let (session, _) = client.allocate(&login()).unwrap();
+        client.delete(&session);
+    };
+    let mut monitor = redis.monitor();
+    // What was the primary server becomes a replica of one that is away.
+    assert_eq!(redis.command(&["REPLICAOF", "127.0.0.1", "1"]), "+OK\r\n");
+    call();
+    let event = |name: &'static str| server.wait_for_log(move |line| line.field("event").as_deref() == Some(name));
+    assert_eq!(event("redis-status-refused").field("reason").as_deref(), Some("READONLY"));
+    assert!(event("redis-status-unavailable").field("reason").unwrap().contains("replica"));
+    assert_eq!(redis.command(&["REPLICAOF", "NO", "ONE"]), "+OK\r\n");
+    call();
+    let mut published: Vec<_> = Vec::new();
+    while published.iter().filter(|command: &&Vec<String>| command[1].ends_with("/total_traffic/peer")).count() < 2 {
+        published.extend(monitor.until("/total_traffic/peer"));
+    }
+    published.retain(|command| command[0] == "PUBLISH");
+    let before = published.len();
+    published.sort_unstable();
+    published.dedup();
+    assert_eq!(published.len(), before, "{published:#?}");
+    server.terminate();
+}

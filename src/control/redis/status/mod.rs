@@ -260,7 +260,7 @@ impl Shared {
             tracing::warn!(
                 event = "redis-status-refused", redis = %settings.access.server, reason = why,
                 "the Redis server refuses commands for the status of allocations, which are not sent again: with OOM raise \
-                 its `maxmemory`, with NOPERM allow its user SET, DEL and PUBLISH on turn/realm/*"
+                 its `maxmemory`, with NOPERM allow its user SET, DEL and PUBLISH on turn/realm/*, with READONLY name the primary server"
             );
         }
     }
@@ -300,6 +300,7 @@ impl Shared {
             }
             let replies: Vec<usize> = batch.iter().map(|sent| sent.write(connection, &settings.realm)).collect();
             self.sent.replace(batch.into());
+            let mut is_replica = false;
             for count in replies {
                 let refusal = replies_of_one(connection, count).await?;
                 *wait = FIRST_WAIT;
@@ -308,10 +309,17 @@ impl Shared {
                 }
                 match refusal {
                     None => drop(self.statistics.sent.fetch_add(1, Ordering::Relaxed)),
-                    Some(why) => self.refused(settings, &why),
+                    Some(why) => {
+                        is_replica |= why == "READONLY";
+                        self.refused(settings, &why);
+                    }
                 }
             }
             self.publish();
+            if is_replica {
+                // It may have become one a moment ago, and a new connection leads to the primary server.
+                return Err("it is a replica (READONLY)".to_owned());
+            }
         }
     }
 
