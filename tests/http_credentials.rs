@@ -222,6 +222,9 @@ mod credentials {
         assert_refused(&get(&format!("Origin: https://evil.example\r\n{}", bearer(KEY))), 403, "`origins`");
         let page = get(&format!("Origin: {PAGE}\r\n{}", bearer(KEY)));
         assert_eq!((page.status, page.header("access-control-allow-origin")), (200, Some(PAGE)));
+        let page = send(&server.server, "GET", "/metrics", "", "").body;
+        let counted = page.lines().find(|line| line.contains("outcome=\"draining\""));
+        assert_eq!(counted, Some("turnserver_credential_requests_total{outcome=\"draining\"} 4"));
         let post = send(&server.server, "POST", "/v1/ice-servers/draining", &bearer(KEY), "");
         assert_refused(&post, 405, "use GET");
     }

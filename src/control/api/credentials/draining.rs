@@ -9,6 +9,7 @@ use hyper::{Request, Response, StatusCode};
 use serde_json::json;
 
 use super::cors::Cors;
+use super::outcome::Outcome;
 use super::{Api, Form, Published, bearer};
 use crate::http::{Client, response};
 
@@ -29,6 +30,7 @@ impl Api {
         if let Err(refusal) = checked {
             return self.conclude(form, &published, client, request, Err(refusal));
         }
+        self.credentials.counts.add(Outcome::Draining);
         let mut response = response::json(StatusCode::OK, &json!({ "urls": self.draining_urls(&published) }));
         Cors::new(request, &published.keys).allow(&mut response);
         response

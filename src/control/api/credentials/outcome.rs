@@ -8,6 +8,8 @@ use hyper::StatusCode;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     Issued,
+    /// The URLs of the relays that drain were sent.
+    Draining,
     BadRequest,
     UnknownKey,
     OriginDenied,
@@ -21,8 +23,9 @@ pub(super) enum Outcome {
 }
 
 impl Outcome {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Issued,
+        Self::Draining,
         Self::BadRequest,
         Self::UnknownKey,
         Self::OriginDenied,
@@ -37,6 +40,7 @@ impl Outcome {
     fn label(self) -> &'static str {
         match self {
             Self::Issued => "issued",
+            Self::Draining => "draining",
             Self::BadRequest => "bad-request",
             Self::UnknownKey => "unknown-key",
             Self::OriginDenied => "origin-denied",
@@ -48,10 +52,11 @@ impl Outcome {
         }
     }
 
-    /// Returns the status of a refusal.
+    /// Returns the status of the response.
     pub(super) fn status(self) -> StatusCode {
         match self {
             Self::Issued => StatusCode::CREATED,
+            Self::Draining => StatusCode::OK,
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::UnknownKey => StatusCode::UNAUTHORIZED,
             Self::OriginDenied | Self::UserDenied => StatusCode::FORBIDDEN,
@@ -91,6 +96,6 @@ mod tests {
             (0..=index).for_each(|_| counts.add(outcome));
         }
         let found: Vec<u64> = counts.iter().map(|(_, count)| count).collect();
-        assert_eq!(found, (1..=9).collect::<Vec<_>>());
+        assert_eq!(found, (1..=10).collect::<Vec<_>>());
     }
 }
