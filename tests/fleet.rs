@@ -18,6 +18,7 @@ mod support;
 
 #[cfg(test)]
 mod fleet {
+    mod tls;
     mod users;
 
     use std::collections::{BTreeMap, BTreeSet};

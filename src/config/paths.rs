@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-use super::problem::Report;
+use super::credentials::read_failure;
+use super::problem::{Report, quoted};
 use super::reader::Section;
+use crate::file;
 use crate::setting;
 
 /// The prefix of a path to a file from systemd's `LoadCredential=` or `ImportCredential=`.
@@ -33,6 +35,16 @@ pub(super) fn of_key(section: &Section<'_>, key: &str, report: &mut Report<'_>) 
     }
     let resolved = resolve(&report.directory, text);
     resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
+}
+
+/// Reads a key with the path of a file, which must be readable.
+pub(super) fn of_file(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+    let path = of_key(section, key, report)?;
+    if let Err(error) = file::read(&path) {
+        let (name, shown) = (section.name(key), quoted(&path.display().to_string()));
+        report.error(&section.span(key), format!("{name}: {shown} cannot be read: {}", read_failure(&error)));
+    }
+    Some(path)
 }
 
 /// Reads the directory of the server's state: that of the file, or that of systemd.

@@ -206,7 +206,7 @@ pub(super) fn redis_status(top: &Section<'_>, report: &mut Report<'_>) -> Option
 fn access(section: &Section<'_>, header: &Range<usize>, content: &str, report: &mut Report<'_>) -> RedisAccess {
     let server = server(section, header, report);
     let is_encrypted = matches!(server, Some(RedisServer::Tcp { tls: true, .. }));
-    let ca = ca(section, report);
+    let ca = paths::of_file(section, "ca-file", report);
     if ca.is_some() && server.is_some() && !is_encrypted {
         let [ca, url] = ["ca-file", "url"].map(|key| section.name(key));
         report
@@ -243,16 +243,6 @@ fn server(section: &Section<'_>, header: &Range<usize>, report: &mut Report<'_>)
         return None;
     };
     parse_url(url.get_ref()).map_err(|why| report.error(&url.span(), format!("{} {why}", section.name("url")))).ok()
-}
-
-fn ca(section: &Section<'_>, report: &mut Report<'_>) -> Option<PathBuf> {
-    let path = paths::of_key(section, "ca-file", report)?;
-    if let Err(error) = file::read(&path) {
-        let (name, shown) = (section.name("ca-file"), quoted(&path.display().to_string()));
-        let why = super::read_failure(&error);
-        report.error(&section.span("ca-file"), format!("{name}: {shown} cannot be read: {why}"));
-    }
-    Some(path)
 }
 
 fn username(section: &Section<'_>, has_password: bool, report: &mut Report<'_>) -> Option<String> {

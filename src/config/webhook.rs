@@ -124,7 +124,7 @@ pub(super) fn webhook(top: &Section<'_>, report: &mut Report<'_>) -> Option<Webh
         interval: duration(&section, "interval", Duration::ZERO, MINUTE, report).unwrap_or(SECOND),
         spool: section.number("spool", MIN_SPOOL..=MAX_SPOOL, report).unwrap_or(16 << 20),
         timeout: duration(&section, "timeout", SECOND, MINUTE, report).unwrap_or(10 * SECOND),
-        ca: ca(&section, report),
+        ca: paths::of_file(&section, "ca-file", report),
         allow_http,
     };
     (report.errors.len() == errors).then_some(webhook)
@@ -267,16 +267,6 @@ fn events(section: &Section<'_>, report: &mut Report<'_>) -> Vec<WebhookEvent> {
         report.error(&section.span("events"), "`webhook.events` is empty: omit it, or omit `[webhook]`");
     }
     events
-}
-
-fn ca(section: &Section<'_>, report: &mut Report<'_>) -> Option<PathBuf> {
-    let path = paths::of_key(section, "ca-file", report)?;
-    if let Err(error) = file::read(&path) {
-        let why = credentials::read_failure(&error);
-        let shown = quoted(&path.display().to_string());
-        report.error(&section.span("ca-file"), format!("`webhook.ca-file`: {shown} cannot be read: {why}"));
-    }
-    Some(path)
 }
 
 #[cfg(test)]

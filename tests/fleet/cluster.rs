@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::Command;
 
 use crate::support::{Process, TempDir};
@@ -31,6 +32,11 @@ fn program() -> Option<&'static str> {
     ["nats-server", "/usr/sbin/nats-server"]
         .into_iter()
         .find(|name| Command::new(name).arg("--version").output().is_ok())
+}
+
+/// Starts a server with a configuration file.
+pub(crate) fn start_one(file: &Path) -> Process {
+    Process::start(Command::new(program().unwrap()).arg("-c").arg(file), Some("nats-server"))
 }
 
 /// Returns the `servers` of `[fleet]`.
@@ -72,8 +78,7 @@ impl Cluster {
             config = config.replace(first, &own);
         }
         let file = self.directory.write(&format!("engine-{index}.conf"), &config);
-        let mut command = Command::new(program().unwrap());
-        self.servers[index] = Some(Process::start(command.arg("-c").arg(file), Some("nats-server")));
+        self.servers[index] = Some(start_one(&file));
     }
 
     /// Returns the lines that the servers have logged.

@@ -85,8 +85,10 @@ fn the_examples_in_the_shipped_file_are_valid() {
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
+    let filled = filled.replace("/etc/turnserver/private-authority.pem", "Cargo.toml");
     let filled = filled
         .replace("/etc/turnserver/nats-password", "Cargo.toml")
+        .replace("/etc/turnserver/nats-ca.pem", "Cargo.toml")
         .replace("/etc/turnserver/regions.txt", "regions.txt");
     let filled = filled
         .replace("/etc/turnserver/webhook-secret", "signing")

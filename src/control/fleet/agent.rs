@@ -35,6 +35,8 @@ const SILENCE: Duration = Duration::from_secs(6);
 const LEAST_INTERVAL: Duration = Duration::from_millis(200);
 /// The interval at which the node looks whether a drain has begun or ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
+/// The interval at which the node looks why the engine cannot be reached.
+const DIAGNOSIS: Duration = Duration::from_secs(15);
 /// The most orders at a time.
 const ORDERS: usize = 16;
 /// The most alternate servers of each kind.
@@ -497,8 +499,7 @@ async fn log_connection(session: Rc<Session>) {
         servers.collect::<Vec<_>>().join(", ")
     };
     // The first attempt needs a moment.
-    let first = timeout(Duration::from_secs(5), connection.wait_for(|connection| connection.is_up)).await;
-    let mut was_up = first.is_ok_and(|connected| connected.is_ok());
+    let _ = timeout(Duration::from_secs(5), connection.wait_for(|connection| connection.is_up)).await;
     let log = |is_up: bool, error: Option<&str>| {
         if is_up {
             session.count(|counts| counts.connections += 1);
@@ -518,13 +519,21 @@ async fn log_connection(session: Rc<Session>) {
             );
         }
     };
-    let error = connection.borrow().error.clone();
-    log(was_up, error.as_deref());
-    while connection.changed().await.is_ok() {
-        let Connection { is_up, error } = connection.borrow_and_update().clone();
-        if is_up != was_up {
-            was_up = is_up;
+    let mut logged = None;
+    loop {
+        let is_up = connection.borrow_and_update().is_up;
+        if !is_up {
+            session.engine.diagnose(&session.settings.fleet).await;
+        }
+        if logged.replace(is_up) != Some(is_up) {
+            let error = connection.borrow().error.clone();
             log(is_up, error.as_deref());
+        }
+        let changed = connection.wait_for(|connection| connection.is_up != is_up);
+        // The reason may be another one after a while.
+        let changed = timeout(if is_up { Duration::MAX } else { DIAGNOSIS }, changed).await;
+        if changed.is_ok_and(|changed| changed.is_err()) {
+            return;
         }
     }
 }

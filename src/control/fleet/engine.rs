@@ -12,6 +12,7 @@ use async_nats::{Client, ConnectOptions, ServerAddr};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 
+use super::diagnosis;
 use crate::config::{Fleet, FleetAccess};
 use crate::control::outbound;
 use crate::control::random;
@@ -87,6 +88,7 @@ pub(crate) struct Engine {
     pub(crate) jetstream: Context,
     fleet: String,
     replicas: Option<u8>,
+    connected: watch::Sender<Connection>,
 }
 
 impl Engine {
@@ -99,6 +101,7 @@ impl Engine {
         name: String,
         connected: watch::Sender<Connection>,
     ) -> Result<Self, String> {
+        let changes = connected.clone();
         let mut options = ConnectOptions::new()
             .name(name)
             .custom_inbox_prefix(inbox_prefix(&fleet.name))
@@ -117,13 +120,13 @@ impl Engine {
             .event_callback(move |event| {
                 match event {
                     async_nats::Event::Connected => {
-                        connected.send_replace(Connection { is_up: true, error: None });
+                        changes.send_replace(Connection { is_up: true, error: None });
                     }
                     async_nats::Event::Disconnected | async_nats::Event::Closed => {
-                        connected.send_modify(|connection| connection.is_up = false);
+                        changes.send_modify(|connection| connection.is_up = false);
                     }
-                    async_nats::Event::ServerError(error) => note(&connected, &error),
-                    async_nats::Event::ClientError(error) => note(&connected, &error),
+                    async_nats::Event::ServerError(error) => note(&changes, &error),
+                    async_nats::Event::ClientError(error) => note(&changes, &error),
                     _ => {}
                 }
                 std::future::ready(())
@@ -140,7 +143,19 @@ impl Engine {
         let servers = servers.map_err(|error| error.to_string())?;
         let client = options.connect(servers).await.map_err(|error| error.to_string())?;
         let jetstream = ContextBuilder::new().timeout(REQUEST_TIME).ack_timeout(REQUEST_TIME).build(client.clone());
-        Ok(Self { client, jetstream, fleet: fleet.name.clone(), replicas: fleet.replicas })
+        Ok(Self { client, jetstream, fleet: fleet.name.clone(), replicas: fleet.replicas, connected })
+    }
+
+    /// Finds out why there is no connection.
+    pub(super) async fn diagnose(&self, fleet: &Fleet) {
+        let Some(why) = diagnosis::diagnose(fleet).await else { return };
+        self.connected.send_if_modified(|connection| {
+            let is_other = !connection.is_up && connection.error.as_ref() != Some(&why);
+            if is_other {
+                connection.error = Some(why);
+            }
+            is_other
+        });
     }
 
     /// Opens a bucket, which it creates if there is none.
@@ -218,6 +233,9 @@ fn has_code(error: &CreateStreamError, code: ErrorCode) -> bool {
 /// The time in which the engine recognizes an event that comes twice.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
+/// The ends of the library's errors that do not say what has happened.
+const NOTHING_SAID: [&str; 4] = ["IO error", "TLS error", "DNS error", "timed out"];
+
 /// The state of the connection to the engine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Connection {
@@ -234,7 +252,13 @@ fn inbox_prefix(fleet: &str) -> String {
 
 fn note(connected: &watch::Sender<Connection>, error: &impl Display) {
     let error = crate::printable::shown(&error.to_string());
-    connected.send_modify(|connection| connection.error = Some(error));
+    connected.send_modify(|connection| {
+        // What was found out about the servers says more.
+        let says_nothing = NOTHING_SAID.iter().any(|text| error.ends_with(text));
+        if !says_nothing || connection.error.is_none() {
+            connection.error = Some(error);
+        }
+    });
 }
 
 fn tls(ca: Option<&Path>) -> Result<ClientConfig, String> {

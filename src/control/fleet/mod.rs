@@ -7,6 +7,7 @@ mod agent;
 mod beat;
 mod common;
 mod copy;
+mod diagnosis;
 pub(super) mod engine;
 mod leases;
 mod orders;
@@ -22,6 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::api::Published;
@@ -29,6 +31,7 @@ use super::commands::Commands;
 use super::start::WorkerControl;
 use crate::clock::{self, Clock};
 use crate::config::{self, Config};
+use crate::file;
 use crate::fleet::{Heartbeat, Nodes};
 use crate::http::InternalRequest;
 use crate::net::background;
@@ -45,6 +48,8 @@ const REQUESTS: usize = 16;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) fleet: config::Fleet,
+    /// A hash of the authorities of `fleet.ca-file`, so that a reload uses others.
+    authorities: Option<[u8; 32]>,
     pub(super) node: String,
     /// Where a copy of the state is kept, if anywhere.
     pub(super) state_file: Option<PathBuf>,
@@ -243,7 +248,10 @@ fn state_file(config: &Config) -> Option<PathBuf> {
 
 fn settings(config: &Config) -> Option<Settings> {
     let fleet = config.fleet.clone()?;
+    // The connection says why it cannot be read.
+    let authorities = fleet.ca_file.as_deref().and_then(|path| file::read(path).ok());
     Some(Settings {
+        authorities: authorities.map(|bytes| Sha256::digest(bytes).into()),
         node: config.node_name(),
         state_file: state_file(config),
         alternates: config.alternate.from_fleet,
