@@ -14,6 +14,9 @@ mod http;
 #[path = "fleet/node.rs"]
 mod node;
 #[cfg(test)]
+#[path = "doctor/report.rs"]
+mod report;
+#[cfg(test)]
 mod support;
 
 #[cfg(test)]

@@ -73,6 +73,7 @@ pub(crate) use acme::ordered_certificate_fits;
 pub use addresses::{AddressError, Choice, RelayAddress};
 #[cfg(any(test, feature = "fuzzing"))]
 pub use api::fuzzing::http;
+pub(crate) use fleet::{Found as FoundInFleet, check as check_fleet};
 pub use listeners::ListenError;
 pub(crate) use redis::{Found as FoundInRedis, check as check_redis, check_status as check_redis_status};
 pub use reload::Source;

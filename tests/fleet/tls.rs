@@ -1,36 +1,92 @@
-//! An engine that requires TLS.
+//! An engine that requires TLS and a password: what the server and `turnserver doctor` say until it can be used.
 
-use std::fs;
+use std::path::PathBuf;
 
 use super::*;
+use crate::report::examine;
+use crate::support::Process;
 use crate::support::certificates::Authority;
 
-#[test]
-fn the_engine_is_used_over_tls_if_its_certificate_is_right_also_after_a_reload_of_another_authority() {
-    with_engine(|| {
-        let place = TempDir::new();
-        let authorities = [(); 2].map(|()| Authority::new(unix_seconds()));
-        let [certificate, key] = authorities[1].write(&authorities[1].issue(&["localhost"]), place.path());
-        let store = place.path().join("store");
-        let engine = format!(
+const PASSWORD: &str = "a-password-of-nodes";
+
+struct Place {
+    directory: TempDir,
+    /// Those that were not and those that were asked for the certificate of the engine.
+    authorities: [Authority; 2],
+}
+
+impl Place {
+    /// Prepares a node that trusts the wrong authority and has the wrong password.
+    fn new() -> Self {
+        let place = Self { directory: TempDir::new(), authorities: [(); 2].map(|()| Authority::new(unix_seconds())) };
+        place.write("root.pem", &place.authorities[0].root());
+        place.write("password", "a-wrong-password");
+        place
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        self.directory.write(name, text)
+    }
+
+    fn config(&self) -> String {
+        let path = |name: &str| self.directory.path().join(name);
+        let (root, password) = (path("root.pem"), path("password"));
+        let keys = format!("ca-file = {root:?}\nuser = \"node\"\npassword-file = {password:?}");
+        let (state, keys, peers) = (&path("state"), &keys, &[]);
+        let node = Node { name: "node-0", address: "127.0.1.1", peers, state, keys, more: "" };
+        node.config().replace(&cluster::servers(), "[\"tls://localhost:4222\"]")
+    }
+
+    fn start_engine(&self) -> Process {
+        let authority = &self.authorities[1];
+        let [certificate, key] = authority.write(&authority.issue(&["localhost"]), self.directory.path());
+        let store = self.directory.path().join("store");
+        let config = format!(
             "listen: \"127.0.0.1:4222\"\njetstream {{ store_dir: {store:?} }}\n\
-             tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n"
+             tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n\
+             authorization {{ user: node, password: {PASSWORD:?} }}\n"
         );
-        let _engine = cluster::start_one(&place.write("engine.conf", &engine));
-        let root = place.write("root.pem", &authorities[0].root());
-        let node = Node {
-            name: "node-0",
-            address: "127.0.1.1",
-            peers: &[],
-            state: &place.path().join("state"),
-            keys: &format!("ca-file = {root:?}"),
-            more: "",
+        cluster::start_one(&self.write("engine.conf", &config))
+    }
+
+    /// Returns what `turnserver doctor` says of the fleet while no server runs.
+    fn diagnosis(&self) -> Value {
+        let file = self.write("turnserver.toml", &self.config()).display().to_string();
+        let report = examine(&["--config", &file], "");
+        let fleet = report.findings.iter().find(|finding| finding["check"] == "fleet");
+        fleet.unwrap_or_else(|| panic!("{:#?}", report.findings)).clone()
+    }
+}
+
+#[test]
+fn the_diagnosis_says_why_the_engine_cannot_be_used() {
+    with_engine(|| {
+        let place = Place::new();
+        let says = |status: &str, part: &str| {
+            let found = place.diagnosis();
+            assert_eq!(found["status"], status, "{found}");
+            assert!(found["what"].as_str().unwrap().contains(part), "{found}");
         };
-        let config = node.config().replace(&cluster::servers(), "[\"tls://localhost:4222\"]");
-        let node = Controlled::start_with(&config);
+        says("fault", "localhost:4222: cannot connect to ");
+        let _engine = place.start_engine();
+        says("fault", "an authority that is not trusted: for a private one, set `fleet.ca-file`");
+        place.write("root.pem", &place.authorities[1].root());
+        says("fault", "authorization violation");
+        place.write("password", PASSWORD);
+        says("ok", "accepts the user of this node");
+    });
+}
+
+#[test]
+fn a_reload_uses_another_authority_and_another_password() {
+    with_engine(|| {
+        let place = Place::new();
+        let _engine = place.start_engine();
+        let node = Controlled::start_with(&place.config());
         let why = node.event("fleet-disconnected").field("error").unwrap();
         assert!(why.contains("`fleet.ca-file`"), "{why}");
-        fs::write(&root, authorities[1].root()).unwrap();
+        place.write("password", PASSWORD);
+        place.write("root.pem", &place.authorities[1].root());
         node.lines(&["reload"]);
         node.event("fleet-connected");
         wait(|| {

@@ -87,8 +87,11 @@ impl Janus {
         self.api.send(request.to_string().as_bytes()).unwrap();
         loop {
             let mut buffer = vec![0; 1 << 16];
-            let length = std::io::Read::read(&mut &self.api, &mut buffer)
-                .unwrap_or_else(|error| panic!("{error}; the output of janus:\n{}", self.process.output()));
+            let length = match std::io::Read::read(&mut &self.api, &mut buffer) {
+                // A socket with a time limit does not go on after a signal by itself (signal(7)).
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                read => read.unwrap_or_else(|error| panic!("{error}; the output of janus:\n{}", self.process.output())),
+            };
             let response: Value = serde_json::from_slice(&buffer[..length]).unwrap();
             assert_ne!(response["janus"], "error", "{response}");
             if wanted(&response) {

@@ -5,6 +5,7 @@
 
 mod agent;
 mod beat;
+mod check;
 mod common;
 mod copy;
 mod diagnosis;
@@ -39,6 +40,7 @@ use crate::turn::{Instant, Ledger};
 use agent::Agent;
 use engine::Connection;
 
+pub(crate) use check::{Found, check};
 pub(super) use state::FleetInUse;
 
 /// The most requests of the operator that wait.

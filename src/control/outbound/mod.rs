@@ -17,6 +17,7 @@ use hyper::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -44,6 +45,14 @@ const MAX_REST: usize = 16 * 1024;
 const REST_TIME: Duration = Duration::from_secs(1);
 
 const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
+
+/// Creates a runtime for a program that connects once.
+///
+/// # Errors
+/// If the system refuses what it needs.
+pub(super) fn runtime() -> Result<Runtime, String> {
+    Builder::new_current_thread().enable_all().build().map_err(|error| error.to_string())
+}
 
 /// Creates the TLS client that trusts the authorities in a PEM file; without one, those that browsers trust.
 ///

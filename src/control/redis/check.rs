@@ -1,15 +1,14 @@
 //! Whether a Redis server can be used, for `turnserver doctor`.
 
-use std::io;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use super::Settings;
 use super::connection::{self, Connection, describe};
 use super::protocol::Reply;
 use crate::config::{Config, RedisAccess};
+use crate::control::outbound;
 
 /// The most steps of a search for users, each over about this many keys.
 const STEPS: usize = 200;
@@ -31,16 +30,12 @@ pub(crate) enum Found {
 /// Connects to the Redis server of a configuration and looks for users of the realm. `None` without `[auth.redis]`.
 pub(crate) fn check(config: &Config) -> Option<Result<Found, String>> {
     let settings = Settings::of(config)?;
-    Some(runtime().and_then(|runtime| runtime.block_on(search(&settings))))
+    Some(outbound::runtime().and_then(|runtime| runtime.block_on(search(&settings))))
 }
 
 /// Connects to the Redis server that gets the status of allocations.
 pub(crate) fn check_status(access: &RedisAccess) -> Result<(), String> {
-    runtime()?.block_on(Connection::open(access, &connection::STATUS)).map(drop)
-}
-
-fn runtime() -> Result<Runtime, String> {
-    Builder::new_current_thread().enable_all().build().map_err(|error: io::Error| error.to_string())
+    outbound::runtime()?.block_on(Connection::open(access, &connection::STATUS)).map(drop)
 }
 
 async fn search(settings: &Settings) -> Result<Found, String> {

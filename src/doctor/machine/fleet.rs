@@ -6,25 +6,47 @@ use serde_json::Value;
 
 use super::orders::ask;
 use crate::config::Config;
+use crate::control::{FoundInFleet, check_fleet};
 use crate::doctor::finding::Finding;
 
-/// Examines the fleet if `[fleet]` is set and a server runs.
+const CORRECT: &str = "start the engine, or correct `[fleet]`; calls and new allocations go on meanwhile";
+
+/// Examines the fleet if `[fleet]` is set: what the running server says, or else whether the engine can be reached.
 pub(super) fn examine(config: &Config) -> Option<Finding> {
     let fleet = config.fleet.as_ref()?;
-    let socket = config.control.socket.path()?;
-    let finding = match ask(socket, "/v1/status") {
-        Ok(status) => judge(status.get("fleet").unwrap_or(&Value::Null)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            return None;
+    let asked = config.control.socket.path().map(|socket| (socket, ask(socket, "/v1/status")));
+    let finding = match asked {
+        Some((_, Ok(status))) => judge(status.get("fleet").unwrap_or(&Value::Null)),
+        Some((socket, Err(error)))
+            if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Finding::warning(
+                "fleet",
+                format!("the running server cannot be asked about the other nodes: {}: {error}", socket.display()),
+                "use root or a member of the group of the control socket, for example with `sudo`",
+            )
         }
-        Err(error) => Finding::warning(
-            "fleet",
-            format!("the running server cannot be asked about the other nodes: {}: {error}", socket.display()),
-            "use root or a member of the group of the control socket, for example with `sudo`",
-        ),
+        _ => judge_engine(check_fleet(config)?),
     };
     let servers: Vec<String> = fleet.servers.iter().map(ToString::to_string).collect();
     Some(finding.of(servers.join(", ")))
+}
+
+/// Judges what a connection to the engine has shown.
+fn judge_engine(FoundInFleet { is_up, wrong }: FoundInFleet) -> Finding {
+    match (is_up, wrong) {
+        (true, None) => Finding::ok("fleet", "the engine can be reached, and accepts the user of this node"),
+        (true, Some(wrong)) => Finding::warning(
+            "fleet",
+            format!("the engine can be reached, but not each of its servers: {wrong}"),
+            "start these servers, or correct `fleet.servers`",
+        ),
+        (false, wrong) => Finding::fault("fleet", unreachable(wrong.as_deref()), CORRECT),
+    }
+}
+
+fn unreachable(why: Option<&str>) -> String {
+    format!("the engine cannot be reached: {}", why.filter(|why| !why.is_empty()).unwrap_or("no response yet"))
 }
 
 /// Judges what the running server says.
@@ -40,14 +62,7 @@ fn judge(fleet: &Value) -> Finding {
         );
     };
     if !is_connected {
-        return Finding::fault(
-            "fleet",
-            format!(
-                "the engine cannot be reached: {}",
-                Some(text("error")).filter(|why| !why.is_empty()).unwrap_or("no response yet")
-            ),
-            "start the engine, or correct `[fleet]`; calls and new allocations go on meanwhile",
-        );
+        return Finding::fault("fleet", unreachable(Some(text("error"))), CORRECT);
     }
     if !is_member {
         return Finding::fault(
