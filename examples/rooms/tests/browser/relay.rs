@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::Value;
 use turnserver::clock::unix_seconds;
@@ -96,12 +95,7 @@ impl Relay {
     /// Stops the relay, as systemd does.
     pub(crate) fn stop(&self) {
         self.process.terminate();
-        self.wait_for_end(TIMEOUT);
-    }
-
-    /// Waits until the relay has ended by itself.
-    pub(crate) fn wait_for_end(&self, limit: Duration) {
-        assert!(self.process.stderr.wait_for_end(limit), "the relay does not end; its output:\n{}", self.output());
+        assert!(self.process.stderr.wait_for_end(TIMEOUT), "the relay does not end; its output:\n{}", self.output());
     }
 
     /// Returns what the relay has logged.
