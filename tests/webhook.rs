@@ -262,7 +262,7 @@ mod webhook {
             receiver.wait_for_totals(total);
         }
         wait_for_status(&controlled, |status| number(status, "sent") == 25);
-        assert!(receiver.connections() > 2);
+        assert!(receiver.connections() > 1);
         let logs = controlled.server.logs();
         assert!(!logs.iter().any(|line| line.text().contains("webhook-failed")), "{logs:#?}");
     }

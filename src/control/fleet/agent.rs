@@ -126,7 +126,8 @@ impl Agent {
                 continue;
             };
             if of.as_ref().is_none_or(|of| !of.is_same_fleet(&settings)) {
-                // The state of another fleet is not that of this one.
+                // The nodes and the state of another fleet are not those of this one.
+                self.view = Arc::new(View { counts: Arc::clone(&self.view.counts), ..View::default() });
                 (self.known, self.is_copy_known) = match &settings.state_file {
                     Some(file) => copy::read_or_log(file, &settings),
                     None => (Known::default(), true),
