@@ -14,6 +14,7 @@ mod http;
 #[path = "fleet/node.rs"]
 mod node;
 #[cfg(test)]
+#[allow(dead_code, reason = "another test binary uses the rest of it")]
 #[path = "doctor/report.rs"]
 mod report;
 #[cfg(test)]
