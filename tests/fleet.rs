@@ -31,10 +31,11 @@ mod fleet {
     use std::thread;
     use std::time::Duration;
 
+    use futures_util::StreamExt as _;
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use nix::sys::signal::Signal;
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use turnserver::client::{Allocate, Families, Request};
     use turnserver::clock::{Clock, unix_seconds};
     use turnserver::net::limits::raise_open_files;
@@ -455,7 +456,7 @@ mod fleet {
     #[test]
     fn a_revoked_user_is_off_all_nodes_within_a_second_and_off_one_that_starts_later() {
         with_engine(|| {
-            let _engine = Engine::start();
+            let engine = Engine::start();
             let mut fleet = Fleet::start(NODES, "", "");
             fleet.wait_for_nodes(NODES);
             let (ann, bob) = (Login::mint("ann", 600), Login::mint("bob", 600));
@@ -482,7 +483,12 @@ mod fleet {
                 other => Err(format!("{:?}", other.err())),
             });
             // Also if the engine is away when it starts.
-            drop(_engine);
+            let copy = fleet.directory.path().join(name(4)).join("fleet-state");
+            wait(|| match std::fs::read_to_string(&copy) {
+                Ok(text) if text.contains("revoked.") => Ok(()),
+                other => Err(format!("{other:?}")),
+            });
+            drop(engine);
             fleet.kill(4);
             fleet.restart(4);
             assert_eq!(Call::start(4, &ann).err(), Some(401));
@@ -521,11 +527,14 @@ mod fleet {
             assert!(Call::start(3, &of_fleet).is_ok());
             // A change counts as used only when all nodes use it.
             let bob = Login::mint("bob", 600);
-            let revoked = fleet.node(1).json(&["--fleet", "revoke", &bob.username]);
-            assert_eq!(revoked["nodes"].as_array().unwrap().len(), 4, "{revoked}");
+            wait(|| {
+                let revoked = fleet.node(1).json(&["--fleet", "revoke", &bob.username]);
+                if revoked["nodes"].as_array().unwrap().len() == 4 { Ok(()) } else { Err(revoked.to_string()) }
+            });
             for index in 0..4 {
                 assert_eq!(Call::start(index, &bob).err(), Some(401));
             }
+            assert!(fleet.running().map(|node| node.events("fleet-state-restored")).sum::<usize>() > 0);
             // A node whose reload removes `[fleet]` is alone again.
             let config = fleet.config(2);
             let (alone, _) = config.split_once("[fleet]").unwrap();
@@ -539,6 +548,64 @@ mod fleet {
             });
             fleet.nodes[2].take();
             fleet.wait_for_nodes(3);
+        });
+    }
+
+    #[test]
+    fn an_engine_from_a_backup_brings_back_neither_a_retired_secret_nor_a_revocation_that_was_ended() {
+        with_engine(|| {
+            let mut engine = Engine::start();
+            let mut fleet = Fleet::start(2, "", "");
+            fleet.wait_for_nodes(2);
+            let place = TempDir::new();
+            let secret = |text: &str| place.write("secret", text).display().to_string();
+            let change = |node: &Controlled, order: &[&str]| {
+                wait(|| {
+                    let changed = node.json(&[&["--fleet"], order].concat());
+                    if changed["missing_nodes"] == json!([]) { Ok(()) } else { Err(changed.to_string()) }
+                });
+            };
+            change(fleet.node(0), &["secret", "add", "--id", "old", "--file", &secret("the old secret of the fleet")]);
+            let [ann, bob, old] =
+                ["ann", "bob", "eve"].map(|user| Fleet::credentials(0, &format!(r#"{{"user":"{user}"}}"#)).1);
+            change(fleet.node(0), &["revoke", &ann.username]);
+            engine.back_up();
+            fleet.wait_for_nodes(2);
+            change(fleet.node(0), &["secret", "add", "--id", "new", "--file", &secret("the new secret of the fleet")]);
+            let new = Fleet::credentials(0, r#"{"user":"eve"}"#).1;
+            change(fleet.node(1), &["secret", "retire", "--id", "old"]);
+            change(fleet.node(1), &["revoke", &bob.username]);
+            change(fleet.node(1), &["revoke", &ann.username, "--end"]);
+            engine.roll_back();
+            wait(|| match fleet.running().map(|node| node.events("fleet-state-restored")).sum::<usize>() {
+                2 => Ok(()),
+                restored => Err(restored.to_string()),
+            });
+            // A node that has never been there has what it knows from the engine.
+            fleet.nodes.push(None);
+            fleet.restart(2);
+            fleet.wait_for_nodes(3);
+            wait(|| match Call::start(2, &new) {
+                Ok(_) => Ok(()),
+                Err(code) => Err(code.to_string()),
+            });
+            for index in 0..3 {
+                assert_eq!(Call::start(index, &old).err(), Some(401));
+            }
+            let state = engine.run(async |jetstream| {
+                let bucket = jetstream.get_key_value("turn_state").await.unwrap();
+                let keys: Vec<_> = bucket.keys().await.unwrap().collect().await;
+                let mut entries = Vec::new();
+                for key in keys {
+                    entries.push(bucket.get(key.unwrap()).await.unwrap().unwrap());
+                }
+                entries.iter().map(|entry| serde_json::from_slice(entry).unwrap()).collect::<Vec<Value>>()
+            });
+            let until = |login: &Login| {
+                let found = state.iter().find(|entry| entry["username"] == login.username);
+                found.and_then(|entry| entry["until"].as_u64()).unwrap()
+            };
+            assert!(until(&ann) <= unix_seconds() && until(&bob) > unix_seconds(), "{state:?}");
         });
     }
 

@@ -80,7 +80,15 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
 /// # Errors
 /// If the file system fails. Then the old content stays.
 pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace_with(path, content, |file, new| {
+    replace_by(path, |file| file.write_all(content))
+}
+
+/// Like [`replace`], with what a function writes.
+///
+/// # Errors
+/// If the file system fails, or the function. Then the old content stays.
+pub(super) fn replace_by(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    replace_with(path, write, |file, new| {
         file.sync_all()?;
         rename(new, path)
     })
@@ -92,13 +100,17 @@ pub(super) fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 /// # Errors
 /// If the file system fails. Then the old content stays.
 pub(super) fn replace_soon(path: &Path, content: &[u8]) -> io::Result<()> {
-    replace_with(path, content, |_, new| fs::rename(new, path))
+    replace_with(path, |file| file.write_all(content), |_, new| fs::rename(new, path))
 }
 
-fn replace_with(path: &Path, content: &[u8], end: impl FnOnce(&File, &Path) -> io::Result<()>) -> io::Result<()> {
+fn replace_with(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+    end: impl FnOnce(&File, &Path) -> io::Result<()>,
+) -> io::Result<()> {
     let new = temporary(path);
     let replaced = create(&new).and_then(|mut file| {
-        file.write_all(content)?;
+        write(&mut file)?;
         end(&file, &new)
     });
     replaced.inspect_err(|_| drop(fs::remove_file(&new)))

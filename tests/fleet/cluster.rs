@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{Process, TempDir};
@@ -66,7 +66,7 @@ impl Cluster {
 
     /// Starts a server that does not run.
     pub(crate) fn restart(&mut self, index: usize) {
-        let store = self.directory.path().join(format!("js-{index}"));
+        let store = self.path("js").join(index.to_string());
         let mut config = self.config.to_owned();
         for (first, own) in [
             ("server_name: engine-1", format!("server_name: engine-{index}")),
@@ -94,8 +94,34 @@ impl Cluster {
 
     /// Kills all servers, removes what they have stored, and starts them again.
     pub(crate) fn lose_everything(&mut self) {
+        self.while_it_is_away(|cluster| fs::remove_dir_all(cluster.path("js")).unwrap());
+    }
+
+    /// Kills all servers, copies what they have stored, and starts them again.
+    pub(crate) fn back_up(&mut self) {
+        self.while_it_is_away(|cluster| copy(&cluster.path("js"), &cluster.path("backup")));
+    }
+
+    /// Kills all servers, puts back what they had stored at the time of the backup, and starts them again.
+    pub(crate) fn roll_back(&mut self) {
+        self.while_it_is_away(|cluster| {
+            fs::remove_dir_all(cluster.path("js")).unwrap();
+            copy(&cluster.path("backup"), &cluster.path("js"));
+        });
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn while_it_is_away(&mut self, work: impl FnOnce(&Self)) {
         (0..SERVERS).for_each(|index| self.kill(index));
-        (0..SERVERS).for_each(|index| fs::remove_dir_all(self.directory.path().join(format!("js-{index}"))).unwrap());
+        work(self);
         (0..SERVERS).for_each(|index| self.restart(index));
     }
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().unwrap();
+    assert!(copied.success());
 }

@@ -51,6 +51,18 @@ impl Engine {
         self.wait_until_it_stores();
     }
 
+    /// Kills all servers, copies what they have stored, and starts them again.
+    pub(crate) fn back_up(&mut self) {
+        self.cluster.back_up();
+        self.wait_until_it_stores();
+    }
+
+    /// Kills all servers, puts back what they had stored at the time of the backup, and starts them again.
+    pub(crate) fn roll_back(&mut self) {
+        self.cluster.roll_back();
+        self.wait_until_it_stores();
+    }
+
     /// Kills the leader of a stream. Returns its index.
     pub(crate) fn kill_leader(&mut self, stream: &str) -> usize {
         let leader = self.run(async |jetstream| {
@@ -107,12 +119,14 @@ impl Engine {
     fn run_with<T>(&self, options: ConnectOptions, work: impl AsyncFnOnce(Client, Context) -> T) -> T {
         self.runtime.block_on(async {
             let servers: Vec<String> = (0..SERVERS).map(|index| format!("127.0.0.1:{}", 4222 + index)).collect();
+            let clock = Clock::start();
             let client = loop {
                 match options.clone().connect(servers.clone()).await {
                     Ok(client) => break client,
                     // The servers have just started.
-                    Err(_) => tokio::task::yield_now().await,
+                    Err(error) => assert!(clock.elapsed() < TIMEOUT, "{error}"),
                 }
+                tokio::task::yield_now().await;
             };
             work(client.clone(), jetstream::new(client)).await
         })

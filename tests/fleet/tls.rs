@@ -11,7 +11,7 @@ const PASSWORD: &str = "a-password-of-nodes";
 
 struct Place {
     directory: TempDir,
-    /// Those that were not and those that were asked for the certificate of the engine.
+    /// The first one is not that of the engine's certificate, the second one is.
     authorities: [Authority; 2],
 }
 

@@ -15,9 +15,10 @@ use tokio::task::{JoinSet, spawn_local};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::beat::Pulse;
-use super::common::{self, Held, Revision};
-use super::copy::{self, Known, Origin};
+use super::common::{self, Revision};
+use super::copy::{self, Known};
 use super::engine::{Bucket, Connection, Engine};
+use super::reading::Common;
 use super::state::FleetState;
 use super::{AgentParts, Counts, Inputs, Request, Settings, View, leases, orders, requests};
 use crate::clock;
@@ -41,7 +42,7 @@ const DIAGNOSIS: Duration = Duration::from_secs(15);
 const ORDERS: usize = 16;
 /// The most alternate servers of each kind.
 const ALTERNATES: usize = 4;
-/// The time in which the other nodes are told that this one ends.
+/// The longest time to say to the other nodes that this one ends.
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The thread before it has a session.
@@ -66,9 +67,7 @@ pub(super) struct Session {
     pub(super) inputs: Rc<Inputs>,
     pub(super) view: Arc<View>,
     pub(super) connection: watch::Receiver<Connection>,
-    pub(super) state: RefCell<FleetState>,
-    /// Where the state comes from.
-    pub(super) origin: Cell<Origin>,
+    pub(super) common: RefCell<Common>,
     /// Whether the copy may be replaced: it was read, or the bucket was.
     pub(super) is_copy_known: Cell<bool>,
     /// Whether the bucket was read in this session.
@@ -77,14 +76,14 @@ pub(super) struct Session {
     pub(super) is_changed: Cell<bool>,
     /// The revision of the state that this node uses.
     pub(super) revision: Cell<Revision>,
-    /// The entries of the bucket.
-    pub(super) entries: RefCell<BTreeMap<String, Held>>,
     /// The entries that could not be used, by their keys and revisions.
     pub(super) refused: RefCell<BTreeMap<String, u64>>,
     /// The other process with the name of this node, and how often it was heard.
     twin: Cell<(u64, u32)>,
     /// The bucket about whose loss was logged.
     pub(super) lost: Cell<u32>,
+    /// By how many seconds the clock of the engine is ahead of that of this node.
+    pub(super) engine_ahead: Cell<Option<i64>>,
     /// The leases, if limits apply to all nodes together.
     pub(super) leases: RefCell<Option<Leases>>,
     pulse: RefCell<Pulse>,
@@ -184,17 +183,16 @@ impl Agent {
             inputs: Rc::clone(&self.inputs),
             view: Arc::clone(&self.view),
             connection,
-            state: RefCell::new(std::mem::take(&mut self.known.state)),
-            origin: Cell::new(self.known.origin),
+            common: RefCell::new(Common::new(std::mem::take(&mut self.known.state), self.known.origin)),
             is_copy_known: Cell::new(self.is_copy_known),
             is_read: Cell::new(false),
             // The last session may have ended before control got it.
             is_changed: Cell::new(true),
             revision: Cell::default(),
-            entries: RefCell::default(),
             refused: RefCell::default(),
             twin: Cell::default(),
             lost: Cell::default(),
+            engine_ahead: Cell::default(),
             leases: RefCell::new(self.leases.take()),
             pulse: RefCell::new(std::mem::take(&mut self.pulse)),
             counts: Cell::new(self.view.counts()),
@@ -207,6 +205,7 @@ impl Agent {
         tasks.spawn_local(follow_nodes(Rc::clone(&session)));
         tasks.spawn_local(common::follow_state(Rc::clone(&session)));
         tasks.spawn_local(common::catch_up(Rc::clone(&session)));
+        tasks.spawn_local(common::purge_ended(Rc::clone(&session)));
         tasks.spawn_local(follow_time(Rc::clone(&session)));
         tasks.spawn_local(copy::keep(Rc::clone(&session)));
         tasks.spawn_local(follow_orders(Rc::clone(&session)));
@@ -239,7 +238,8 @@ impl Agent {
         if !stays {
             let _ = timeout(FAREWELL, farewell(&session)).await;
         }
-        self.known = Known { state: session.state.take(), origin: session.origin.get() };
+        let common = session.common.take();
+        self.known = Known { state: common.state, origin: common.origin };
         (self.is_copy_known, self.leases) = (session.is_copy_known.get(), session.leases.take());
         self.pulse = session.pulse.take();
         goes_on
@@ -291,7 +291,7 @@ impl Session {
 
     /// Lets control use the common state.
     pub(super) async fn use_state(&self) {
-        let in_use = self.state.borrow().at(clock::unix_seconds());
+        let in_use = self.common.borrow().state.at(clock::unix_seconds());
         // Control may have ended.
         let _ = self.inputs.commands.send(Command::Fleet(in_use), Operator::FLEET).await;
     }
@@ -387,6 +387,8 @@ async fn follow_nodes(session: Rc<Session>) {
                     }
                     let heard = nodes.heard(beat, now);
                     if is_own {
+                        let engine = entry.created.unix_timestamp();
+                        session.engine_ahead.set(i64::try_from(clock::unix_seconds()).ok().map(|own| engine - own));
                         nodes.own_beat_observed(now);
                     }
                     drop(nodes);
@@ -420,19 +422,22 @@ fn warn_of_twin(session: &Session, boot: u64) {
     }
 }
 
-/// Uses secrets and ends revocations at their times, and removes what has ended long ago.
+/// Uses secrets and ends revocations at their times, and forgets what has ended long ago.
 async fn follow_time(session: Rc<Session>) {
-    let mut used = session.state.borrow().at(clock::unix_seconds());
+    let mut used = clock::unix_seconds();
     loop {
+        let next = session.common.borrow().state.next_change(used);
+        sleep(Duration::from_secs(next.map_or(5, |next| next.saturating_sub(used).clamp(1, 5)))).await;
         let now = clock::unix_seconds();
-        let next = session.state.borrow().next_change(now);
-        sleep(Duration::from_secs(next.map_or(5, |next| (next - now).clamp(1, 5)))).await;
-        let in_use = session.state.borrow().at(clock::unix_seconds());
-        if in_use != used {
-            used = in_use;
+        // It may have come meanwhile, and the clock may have been set.
+        let next = session.common.borrow().state.next_change(used);
+        if now < used || next.is_some_and(|next| next <= now) {
             session.use_state().await;
         }
-        common::forget_ended(&session).await;
+        used = now;
+        if session.common.borrow_mut().state.forget_ended(now) {
+            session.changed.notify_one();
+        }
     }
 }
 

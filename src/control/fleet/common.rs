@@ -1,20 +1,20 @@
-//! The common state: follows its bucket, and writes to it what the engine has lost.
+//! The common state: follows its bucket, and gives back what the engine has lost.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::time::Duration;
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, Store, UpdateErrorKind};
 use async_nats::jetstream::stream;
 use futures_util::StreamExt as _;
+use futures_util::stream as futures;
 use hyper::body::Bytes;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::agent::{PAUSE, Session};
-use super::copy::Origin;
-use super::engine::Bucket;
+use super::engine::{Bucket, with_source};
+use super::reading::{BucketState, Change, Doubtful, Held, Reading, Repair};
 use super::requests;
-use super::state::{Entry, KEPT};
+use super::state::KEPT_EXPIRED;
 use crate::clock;
 use crate::control::random;
 
@@ -22,6 +22,18 @@ use crate::control::random;
 const REREAD: Duration = Duration::from_secs(60);
 /// The longest time from one entry of a reading to the next.
 const READING: Duration = Duration::from_secs(30);
+/// The pause before a reading that has to confirm what the last one did not find.
+const CONFIRMATION: Duration = Duration::from_secs(5);
+/// The longest pause before a node gives the engine back what it has lost: most find that another one has done it.
+const TURN: Duration = Duration::from_secs(1);
+/// The pause after an attempt to do so has failed.
+const AGAIN: Duration = Duration::from_secs(10);
+/// The most entries that this node gives back before it reads the bucket again.
+const REPAIRED_AT_ONCE: usize = 1_000;
+/// How many of them are on their way to the engine at a time.
+const REPAIRS_UNDER_WAY: usize = 16;
+/// The interval at which entries are removed that have ended long ago.
+const PURGE: Duration = Duration::from_secs(5);
 /// The most entries that are removed before the next look.
 const PURGED_AT_ONCE: usize = 100;
 /// The most entries that cannot be used and are known by name, so that each is logged once.
@@ -32,7 +44,7 @@ const COMPARISON: Duration = Duration::from_millis(300);
 /// The state that a node uses: of which bucket, and up to which revision of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Revision {
-    /// When the bucket was created, in seconds since the Unix epoch: a bucket that was lost has another successor.
+    /// When the bucket was created, in seconds since the Unix epoch. One that was lost has a successor with another time.
     pub(super) created: u32,
     pub(super) revision: u32,
     /// The first revision that this node could not use.
@@ -61,32 +73,21 @@ fn narrow(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// An entry of the bucket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Held {
-    pub(super) revision: u64,
-    /// When it may be removed, in seconds since the Unix epoch; `None` if that is not decided.
-    kept_until: Option<u64>,
-}
-
-/// What one reading of the bucket has found.
+/// What this node has given back to the engine since a loss.
 #[derive(Debug, Default)]
-struct Reading {
-    /// The keys that the bucket has, until all are read.
-    seen: Option<BTreeSet<String>>,
-    /// The entries that this node cannot use.
-    refused: BTreeMap<String, u32>,
-    /// Whether the engine has lost what this node knows.
-    is_lost: bool,
-    /// The entries that this node knows in a later form, and their revisions in the bucket.
-    outdated: BTreeMap<String, u64>,
+struct Repairing {
+    count: usize,
+    /// Whether it has left others the time to do it.
+    has_paused: bool,
+    has_failed: bool,
 }
 
 /// Follows the common state.
 pub(super) async fn follow_state(session: Rc<Session>) {
+    let mut repairing = Repairing::default();
     loop {
         let mut store = session.open(Bucket::State).await;
-        let Some(bucket) = identify(&session, &mut store).await else {
+        let Some((bucket, is_empty)) = identify(&session, &mut store).await else {
             sleep(PAUSE).await;
             continue;
         };
@@ -94,22 +95,36 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             sleep(PAUSE).await;
             continue;
         };
-        let is_lost = bucket.lacks(session.origin.get(), clock::unix_seconds());
-        let mut reading = Reading { seen: Some(BTreeSet::new()), is_lost, ..Reading::default() };
-        if bucket.is_empty {
-            if !complete(&session, &store, &mut reading, &bucket).await {
-                sleep(PAUSE).await;
-                continue;
-            }
-            use_changes(&session).await;
-            session.beat.notify_one();
-        }
+        let mut reading = session.common.borrow_mut().begin(bucket, clock::unix_seconds());
         let reread = sleep(REREAD.mul_f64(1.0 + random::fraction()));
         tokio::pin!(reread);
         let patience = sleep(READING);
         tokio::pin!(patience);
+        // An empty bucket sends nothing.
+        let (mut has_all, mut revision) = (is_empty, 0);
         loop {
-            let is_complete = reading.seen.is_none();
+            if has_all {
+                // Before the heartbeats say so.
+                use_changes(&session).await;
+                // Once for all that came together.
+                session.revision.update(|own| Revision {
+                    revision: own.revision.max(narrow(revision)),
+                    refused: reading.first_refused().map(narrow),
+                    ..own
+                });
+                if !reading.is_complete()
+                    && let Some(pause) = complete(&session, &store, &mut reading, &mut repairing).await
+                {
+                    reread.as_mut().reset(Instant::now() + pause);
+                }
+                session.common.borrow_mut().used(&reading, revision);
+                use_changes(&session).await;
+                // Whoever has made the change waits for it.
+                session.beat.notify_one();
+            } else {
+                patience.as_mut().reset(Instant::now() + READING);
+            }
+            let is_complete = reading.is_complete();
             let entry = tokio::select! {
                 entry = entries.next() => entry,
                 () = &mut reread, if is_complete => break,
@@ -122,71 +137,21 @@ pub(super) async fn follow_state(session: Rc<Session>) {
                 break;
             };
             take(&session, &entry, &mut reading);
-            if entry.delta > 0 {
-                patience.as_mut().reset(Instant::now() + READING);
-                continue;
-            }
-            if is_complete || reading.is_lost {
-                // Before the heartbeats say so.
-                use_changes(&session).await;
-            }
-            // Once for all that came together.
-            session.revision.update(|own| Revision {
-                revision: own.revision.max(narrow(entry.revision)),
-                refused: reading.refused.values().min().copied(),
-                ..own
-            });
-            let is_done = match reading.seen {
-                Some(_) => complete(&session, &store, &mut reading, &bucket).await,
-                None => restore(&session, &store, &mut reading).await,
-            };
-            if !is_done {
-                sleep(PAUSE).await;
-                break;
-            }
-            session.origin.update(|origin| Origin {
-                // A later loss of this change has to be noticed.
-                revision: if origin.created == bucket.created {
-                    origin.revision.max(entry.revision)
-                } else {
-                    origin.revision
-                },
-                ..origin
-            });
-            use_changes(&session).await;
-            // Whoever has made the change waits for it.
-            session.beat.notify_one();
+            (has_all, revision) = (entry.delta == 0, entry.revision);
         }
     }
 }
 
-/// What is known of the bucket before it is read.
-struct BucketState {
-    created: u32,
-    /// Its last revision.
-    last: u64,
-    is_empty: bool,
-}
-
-impl BucketState {
-    /// Whether the engine has lost what this node knows from `origin`.
-    fn lacks(&self, origin: Origin, now: u64) -> bool {
-        let is_lost = origin.created != self.created || self.last < origin.revision;
-        // After a longer time, what the others have removed meanwhile would come back.
-        is_lost && origin.read_at.saturating_add(KEPT) > now
-    }
-}
-
-/// Finds out which bucket this is; `None` if the engine does not say.
-async fn identify(session: &Session, store: &mut Store) -> Option<BucketState> {
+/// Finds out which bucket this is, and whether it is empty; `None` if the engine does not say.
+async fn identify(session: &Session, store: &mut Store) -> Option<(BucketState, bool)> {
     let info = store.stream.info().await.ok()?;
     let created = u32::try_from(info.created.unix_timestamp()).unwrap_or_default();
     if !is_known(session, info) {
         session.revision.set(Revision { created, ..Revision::default() });
-        session.entries.borrow_mut().clear();
+        session.common.borrow_mut().forget_revisions();
         session.is_read.set(false);
     }
-    Some(BucketState { created, last: info.state.last_sequence, is_empty: info.state.messages == 0 })
+    Some((BucketState { created, last: info.state.last_sequence }, info.state.messages == 0))
 }
 
 /// Whether the bucket is the one that this node follows. One with fewer revisions than before is an older copy of itself.
@@ -196,43 +161,118 @@ pub(super) fn is_known(session: &Session, info: &stream::Info) -> bool {
     known.created == created && info.state.last_sequence >= u64::from(known.revision)
 }
 
-/// Compares the bucket, which has been read as a whole, with what this node knew before. Returns whether that succeeded.
-async fn complete(session: &Session, store: &Store, reading: &mut Reading, bucket: &BucketState) -> bool {
-    let Some(seen) = reading.seen.take() else { return true };
-    let now = clock::unix_seconds();
-    let is_other = session.origin.get().created != bucket.created;
-    if reading.is_lost {
-        if !restore(session, store, reading).await || !refill(session, store, &seen).await {
-            return false;
-        }
-    } else if is_other && session.state.borrow().has_secret() && !seen.iter().any(|key| key.starts_with("secret.")) {
-        // Nobody has removed all secrets one by one.
-        if session.lost.replace(bucket.created) != bucket.created {
-            tracing::error!(
-                event = "fleet-state-lost",
-                "the engine has lost the secrets of the fleet, and this node has not read them for more than a day. It goes \
-                 on with those that it knows, and does not give them to the other nodes: add again those that are to stay"
-            );
-        }
-        session.is_read.set(true);
-        return true;
-    } else {
-        session.entries.borrow_mut().retain(|key, _| seen.contains(key));
-        let is_changed = session.state.borrow_mut().retain(|key| seen.contains(key));
-        session.is_changed.set(session.is_changed.get() || is_changed);
-        if is_changed && !reading.refused.is_empty() {
-            // There may be room for them.
-            session.reread.notify_one();
-        }
-    }
-    session.origin.set(Origin {
-        created: bucket.created,
-        revision: bucket.last.max(session.revision.get().revision.into()),
-        read_at: now,
-    });
+/// Compares the bucket, which has been read as a whole, with what this node knows, and gives back what the engine has lost.
+/// Returns the pause before the next reading, if it has to be soon.
+async fn complete(
+    session: &Session,
+    store: &Store,
+    reading: &mut Reading,
+    repairing: &mut Repairing,
+) -> Option<Duration> {
+    let mut outcome = session.common.borrow_mut().finish(reading, clock::unix_seconds());
+    session.is_changed.set(session.is_changed.get() || outcome.is_changed);
     session.is_copy_known.set(true);
     session.is_read.set(true);
-    true
+    if outcome.is_changed && reading.first_refused().is_some() {
+        // There may be room for them.
+        session.reread.notify_one();
+    }
+    log_doubtful(session, outcome.secrets);
+    if outcome.repairs.is_empty() {
+        if outcome.is_restored {
+            tracing::warn!(
+                event = "fleet-state-restored",
+                count = repairing.count,
+                "the engine had lost entries of the common state. The nodes have restored what they know, this one `count` \
+                 entries"
+            );
+            *repairing = Repairing::default();
+        }
+        return outcome.is_doubtful.then_some(CONFIRMATION);
+    }
+    if !std::mem::replace(&mut repairing.has_paused, true) {
+        return Some(TURN.mul_f64(random::fraction()));
+    }
+    // Each node begins at another place.
+    let first = random::below(outcome.repairs.len());
+    outcome.repairs.rotate_left(first);
+    outcome.repairs.truncate(REPAIRED_AT_ONCE);
+    match repair(session, store, outcome.repairs).await {
+        Ok(count) => {
+            *repairing = Repairing { count: repairing.count + count, ..Repairing::default() };
+            Some(Duration::ZERO)
+        }
+        Err(error) => {
+            if !std::mem::replace(&mut repairing.has_failed, true) {
+                tracing::error!(
+                    event = "fleet-state-unrestored",
+                    error,
+                    "the engine has lost secrets or revocations, and does not take them from this node, so a node that is \
+                     new does not know them. The server tries again. Check the permissions of its user, and JetStream"
+                );
+            }
+            Some(AGAIN.mul_f64(1.0 + random::fraction()))
+        }
+    }
+}
+
+/// Says what becomes of secrets that the engine has lost, or that were retired, once for each bucket.
+fn log_doubtful(session: &Session, secrets: Option<Doubtful>) {
+    match secrets {
+        None => {}
+        Some(Doubtful::Kept) => {
+            let created = session.revision.get().created;
+            if session.lost.replace(created) != created {
+                tracing::error!(
+                    event = "fleet-state-lost",
+                    "the engine has lost the secrets of the fleet, and this node has not read them for more than a day, so \
+                     it does not give them back: some may have been retired since. It uses them until the fleet has a \
+                     secret again. Add, within a minute, all that have to stay valid"
+                );
+            }
+        }
+        Some(Doubtful::Dropped(count)) => tracing::warn!(
+            event = "fleet-secrets-dropped",
+            count,
+            "the engine has lost its state, and this node has not read it for more than a day. It does not use the secrets \
+             any more that the fleet does not have"
+        ),
+    }
+}
+
+/// Gives the engine back what it has lost. Returns how many entries this node has changed.
+async fn repair(session: &Session, store: &Store, repairs: Vec<Repair>) -> Result<usize, String> {
+    let results = futures::iter(repairs).map(|repair| repair_one(session, store, repair));
+    let mut results = results.buffer_unordered(REPAIRS_UNDER_WAY);
+    let mut count = 0;
+    while let Some(result) = results.next().await {
+        count += usize::from(result?);
+    }
+    Ok(count)
+}
+
+/// Returns whether this node has changed the entry: another one may have been first.
+async fn repair_one(session: &Session, store: &Store, repair: Repair) -> Result<bool, String> {
+    let text = |key: &str| session.common.borrow().state.entry(key).map(|(_, text)| Bytes::from(text));
+    match repair {
+        Repair::Create(key) => {
+            let Some(text) = text(&key) else { return Ok(false) };
+            match store.create(&key, text).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
+                Err(error) => Err(with_source(&error)),
+            }
+        }
+        Repair::Update(key, revision) => {
+            let Some(text) = text(&key) else { return Ok(false) };
+            match store.update(&key, text, revision).await {
+                Ok(_) => Ok(true),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+                Err(error) => Err(with_source(&error)),
+            }
+        }
+        Repair::Purge(key, revision) => requests::purge(session, &key, revision).await.map(|()| true),
+    }
 }
 
 /// Uses the state if it has changed, or if it is not certain that control has got it.
@@ -270,45 +310,20 @@ pub(super) async fn catch_up(session: Rc<Session>) {
 
 /// Takes an entry.
 fn take(session: &Session, entry: &kv::Entry, reading: &mut Reading) {
-    if let Some(seen) = &mut reading.seen {
-        seen.insert(entry.key.clone());
-    }
-    reading.refused.remove(&entry.key);
-    let now = clock::unix_seconds();
-    let is_changed = if entry.operation == Operation::Put {
-        match Entry::parse(&entry.key, &entry.value) {
-            Ok(parsed) => {
-                let (revision, kept_until) = (entry.revision, parsed.kept_until());
-                session.entries.borrow_mut().insert(entry.key.clone(), Held { revision, kept_until });
-                let mut state = session.state.borrow_mut();
-                let known = state.entry(&entry.key).map(|(changed, _)| changed);
-                if reading.is_lost && known > Some(parsed.changed()) {
-                    reading.outdated.insert(entry.key.clone(), revision);
-                    Ok(false)
-                } else if kept_until.is_some_and(|until| until <= now) {
-                    Ok(state.remove(&entry.key))
-                } else {
-                    state.insert(parsed, now)
-                }
-            }
-            Err(why) => Err(why),
-        }
-    } else {
-        session.entries.borrow_mut().remove(&entry.key);
-        Ok(session.state.borrow_mut().remove(&entry.key))
-    };
-    match is_changed {
+    let value = (entry.operation == Operation::Put).then_some(&*entry.value);
+    let change = Change { key: &entry.key, revision: entry.revision, value };
+    let taken = session.common.borrow_mut().take(change, reading, clock::unix_seconds());
+    match taken {
         Ok(is_changed) => {
             session.is_changed.set(session.is_changed.get() || is_changed);
             session.refused.borrow_mut().remove(&entry.key);
         }
-        Err(why) => refuse(session, entry, why, reading),
+        Err(why) => refuse(session, entry, why),
     }
 }
 
 /// Notes that this node cannot use an entry.
-fn refuse(session: &Session, entry: &kv::Entry, why: &str, reading: &mut Reading) {
-    reading.refused.insert(entry.key.clone(), narrow(entry.revision));
+fn refuse(session: &Session, entry: &kv::Entry, why: &str) {
     let mut known = session.refused.borrow_mut();
     if known.get(&entry.key) == Some(&entry.revision) || known.len() >= MOST_REFUSED {
         return;
@@ -324,63 +339,53 @@ fn refuse(session: &Session, entry: &kv::Entry, why: &str, reading: &mut Reading
     );
 }
 
-/// Writes what this node knows in a later form than the bucket: the engine has lost it. Returns whether that succeeded.
-async fn restore(session: &Session, store: &Store, reading: &mut Reading) -> bool {
-    while let Some((key, revision)) = reading.outdated.pop_first() {
-        let known = session.state.borrow().entry(&key);
-        let Some((_, entry)) = known else { continue };
-        match store.update(&key, Bytes::from(entry), revision).await {
-            Ok(_) => {}
-            // Another node has written it, and what it has written is to come.
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => {}
-            Err(_) => return false,
+/// Removes entries from the bucket that have ended long ago, unless they were renewed meanwhile. One node does it, the first
+/// by its name.
+pub(super) async fn purge_ended(session: Rc<Session>) {
+    let mut ticks = interval(PURGE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut was_wrong = false;
+    loop {
+        ticks.tick().await;
+        let Some(ahead) = session.engine_ahead.get() else { continue };
+        let time = purge_time(clock::unix_seconds(), ahead);
+        if time.is_none() && !was_wrong {
+            tracing::error!(
+                event = "fleet-clock-wrong",
+                ahead,
+                "the clock of the engine is ahead of that of this node by `ahead` seconds: set the clock that is wrong. Until then, \
+                 credentials of other nodes may not be valid here, and this node removes nothing from the common state"
+            );
+        }
+        was_wrong = time.is_none();
+        let is_first = {
+            let nodes = session.view.nodes();
+            let first = nodes.live(session.inputs.now()).map(|beat| beat.name.as_str()).min();
+            first == Some(session.settings.node.as_str())
+        };
+        let Some(now) = time.filter(|_| is_first && session.connection.borrow().is_up) else { continue };
+        let is_old = |held: &Held| held.kept_until.is_some_and(|until| until <= now);
+        let old: Vec<(String, u64)> = {
+            let common = session.common.borrow();
+            let old = common.entries.iter().filter(|(_, held)| is_old(held)).take(PURGED_AT_ONCE);
+            old.map(|(key, held)| (key.clone(), held.revision)).collect()
+        };
+        for (key, revision) in old {
+            if requests::purge(&session, &key, revision).await.is_err() {
+                break;
+            }
+            let mut common = session.common.borrow_mut();
+            if common.entries.get(&key).is_some_and(|held| held.revision == revision) {
+                common.entries.remove(&key);
+            }
         }
     }
-    true
 }
 
-/// Writes what this node knows and the bucket does not have: the engine has lost it. Returns whether that succeeded.
-async fn refill(session: &Session, store: &Store, seen: &BTreeSet<String>) -> bool {
-    let missing: Vec<(String, String)> =
-        session.state.borrow().entries().filter(|(key, _)| !seen.contains(key)).collect();
-    for (key, entry) in missing {
-        match store.create(&key, Bytes::from(entry)).await {
-            Ok(_) => {}
-            // Another node has written it, and what it has written is to come.
-            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
-            Err(_) => return false,
-        }
-    }
-    true
-}
-
-/// Forgets entries that have ended long ago. One node, the first by its name, removes them from the bucket, unless they were
-/// renewed meanwhile.
-pub(super) async fn forget_ended(session: &Session) {
-    let now = clock::unix_seconds();
-    if session.state.borrow_mut().forget_ended(now) {
-        session.changed.notify_one();
-    }
-    let is_first = {
-        let nodes = session.view.nodes();
-        let first = nodes.live(session.inputs.now()).map(|beat| beat.name.as_str()).min();
-        first == Some(session.settings.node.as_str())
-    };
-    if !is_first || !session.connection.borrow().is_up {
-        return;
-    }
-    let is_old = |held: &Held| held.kept_until.is_some_and(|until| until <= now);
-    let old: Vec<(String, u64)> = {
-        let entries = session.entries.borrow();
-        let old = entries.iter().filter(|(_, held)| is_old(held)).take(PURGED_AT_ONCE);
-        old.map(|(key, held)| (key.clone(), held.revision)).collect()
-    };
-    for (key, revision) in old {
-        if !requests::purge(session, &key, revision).await {
-            break;
-        }
-        session.entries.borrow_mut().remove(&key);
-    }
+/// Returns the time up to which entries may be removed, the earlier one of this node and of the engine, which is `ahead` by
+/// some seconds; `None` if one of them is wrong. A clock that is far ahead would end the revocations of all nodes.
+fn purge_time(own: u64, ahead: i64) -> Option<u64> {
+    (ahead.unsigned_abs() <= KEPT_EXPIRED).then(|| own.saturating_add_signed(ahead.min(0)))
 }
 
 #[cfg(test)]
@@ -388,13 +393,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_gets_back_what_it_has_lost_but_not_what_was_removed_while_this_node_was_away() {
-        let origin = Origin { created: 7, revision: 5, read_at: 1_000 };
-        let lacks = |created, last, now| BucketState { created, last, is_empty: false }.lacks(origin, now);
-        assert!(!lacks(7, 5, 1_010) && !lacks(7, 9, 1_010));
-        // It was made again, or is an older copy of itself.
-        assert!(lacks(8, 0, 1_010) && lacks(7, 4, 1_010));
-        assert!(!lacks(8, 0, 1_000 + KEPT));
+    fn nothing_is_removed_by_a_clock_that_is_wrong() {
+        assert_eq!(purge_time(10_000, 0), Some(10_000));
+        assert_eq!([purge_time(10_000, 5), purge_time(10_000, -5)], [Some(10_000), Some(9_995)]);
+        assert_eq!([purge_time(10_000, 3_601), purge_time(10_000, -3_601)], [None, None]);
     }
 
     #[test]

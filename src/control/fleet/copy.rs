@@ -1,6 +1,6 @@
 //! The copy of the common state in the state directory, for a start without the engine.
 
-use std::io;
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
@@ -20,7 +20,7 @@ use crate::file;
 /// The version of the first line.
 const VERSION: u64 = 1;
 /// The longest copy in bytes.
-const MAX_FILE: u64 = 64 << 20;
+const MAX_FILE: u64 = 128 << 20;
 /// The pause after a copy could not be written.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The interval at which the copy is written even if nothing has changed, since it says when the bucket was last read.
@@ -47,7 +47,7 @@ pub(super) struct Known {
 /// Reads the copy; `None` if it is of another fleet. It is empty if there is none.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If it cannot be read, or is no copy.
 pub(super) fn read(path: &Path, settings: &Settings) -> io::Result<Option<Known>> {
     let text = match file::read_up_to(path, MAX_FILE) {
         Ok(text) => text,
@@ -56,7 +56,7 @@ pub(super) fn read(path: &Path, settings: &Settings) -> io::Result<Option<Known>
     };
     let text = String::from_utf8_lossy(&text);
     let (first, entries) = text.split_once('\n').unwrap_or_default();
-    let origin = parse_origin(first, settings);
+    let origin = parse_origin(first, settings)?;
     Ok(origin.map(|origin| Known { state: FleetState::from_text(entries, clock::unix_seconds()), origin }))
 }
 
@@ -81,27 +81,34 @@ fn servers(settings: &Settings) -> Vec<String> {
     settings.fleet.servers.iter().map(ToString::to_string).collect()
 }
 
-/// Reads the first line; `None` if the copy is of another fleet, or of another version.
-fn parse_origin(line: &str, settings: &Settings) -> Option<Origin> {
-    let line: Value = serde_json::from_str(line).ok()?;
+/// Reads the first line; `None` if the copy is of another fleet.
+///
+/// # Errors
+/// If it is no first line, or of another version.
+fn parse_origin(line: &str, settings: &Settings) -> io::Result<Option<Origin>> {
+    let wrong = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why);
+    let line: Value = serde_json::from_str(line).map_err(|_| wrong("its first line is not JSON"))?;
     let number = |key: &str| line.get(key).and_then(Value::as_u64);
-    let is_ours = number("v") == Some(VERSION) && line.get("fleet")?.as_str() == Some(&settings.fleet.name);
+    if number("v") != Some(VERSION) {
+        return Err(wrong("it is of another version of the server"));
+    }
+    let fields = || {
+        let servers = line.get("servers")?.as_array()?;
+        let origin = Origin {
+            created: u32::try_from(number("created")?).ok()?,
+            revision: number("revision")?,
+            read_at: number("read_at")?,
+        };
+        Some((line.get("fleet")?.as_str()?, servers, origin))
+    };
+    let (fleet, others, origin) = fields().ok_or_else(|| wrong("its first line lacks a field"))?;
     // Fleets often have the same name, for example the one for tests and the one for users.
     let own = servers(settings);
-    let has_common_server = line
-        .get("servers")?
-        .as_array()?
-        .iter()
-        .filter_map(Value::as_str)
-        .any(|server| own.iter().any(|own| own == server));
-    (is_ours && has_common_server).then_some(Origin {
-        created: u32::try_from(number("created")?).ok()?,
-        revision: number("revision")?,
-        read_at: number("read_at")?,
-    })
+    let has_common_server = others.iter().filter_map(Value::as_str).any(|server| own.iter().any(|own| own == server));
+    Ok((fleet == settings.fleet.name && has_common_server).then_some(origin))
 }
 
-fn to_text(state: &FleetState, origin: Origin, settings: &Settings) -> String {
+fn first_line(origin: Origin, settings: &Settings) -> String {
     let first = json!({
         "v": VERSION,
         "fleet": settings.fleet.name,
@@ -110,7 +117,7 @@ fn to_text(state: &FleetState, origin: Origin, settings: &Settings) -> String {
         "revision": origin.revision,
         "read_at": origin.read_at,
     });
-    format!("{first}\n{}", state.to_text())
+    first.to_string()
 }
 
 /// Keeps the copy, whenever the state has changed and now and then.
@@ -125,10 +132,13 @@ pub(super) async fn keep(session: Rc<Session>) {
         if !session.is_copy_known.get() {
             continue;
         }
-        let text = to_text(&session.state.borrow(), session.origin.get(), &session.settings);
+        let (state, first) = {
+            let common = session.common.borrow();
+            (common.state.clone(), first_line(common.origin, &session.settings))
+        };
         let to = file.clone();
         // A disk that hangs must not hold up heartbeats.
-        let kept = spawn_blocking(move || write(to, &text));
+        let kept = spawn_blocking(move || write(to, &first, &state));
         if let Ok(Err(error)) = kept.await {
             tracing::warn!(
                 event = "fleet-state-unsaved", %error, file = %file.display(),
@@ -141,12 +151,17 @@ pub(super) async fn keep(session: Rc<Session>) {
     }
 }
 
-fn write(to: PathBuf, text: &str) -> io::Result<()> {
+fn write(to: PathBuf, first: &str, state: &FleetState) -> io::Result<()> {
     // A session that has ended may still write.
     static WRITING: Mutex<()> = Mutex::new(());
     let _writing = WRITING.lock().unwrap_or_else(PoisonError::into_inner);
     state_directory::make(to.parent().unwrap_or(Path::new(".")))?;
-    state_directory::replace(&to, text.as_bytes())
+    state_directory::replace_by(&to, |file| {
+        let mut file = BufWriter::new(file);
+        writeln!(file, "{first}")?;
+        state.write(&mut file)?;
+        file.flush()
+    })
 }
 
 #[cfg(test)]
@@ -163,12 +178,13 @@ mod tests {
     fn a_copy_of_another_fleet_is_not_used() {
         let origin = Origin { created: 7, revision: 9, read_at: 11 };
         let of = settings("turn", "nats://192.0.2.1");
-        let text = to_text(&FleetState::default(), origin, &of);
-        let first = text.lines().next().unwrap();
-        assert_eq!(parse_origin(first, &of), Some(origin));
+        let first = first_line(origin, &of);
+        assert_eq!(parse_origin(&first, &of).unwrap(), Some(origin));
         for other in [settings("test", "nats://192.0.2.1"), settings("turn", "nats://192.0.2.2")] {
-            assert_eq!(parse_origin(first, &other), None);
+            assert_eq!(parse_origin(&first, &other).unwrap(), None);
         }
-        assert_eq!(parse_origin("secret.a {}", &of), None);
+        for wrong in ["secret.a {}", r#"{"v":2}"#, r#"{"v":1,"fleet":"turn"}"#, ""] {
+            assert!(parse_origin(wrong, &of).is_err(), "{wrong}");
+        }
     }
 }

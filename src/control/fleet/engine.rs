@@ -60,7 +60,7 @@ impl Bucket {
         // The most bytes: 10 000 nodes, 40 000 entries, and the users of ten minutes of a fleet with 10 million sessions a day.
         let (storage, max_age, max_bytes) = match self {
             Self::Nodes => (StorageType::Memory, BEAT_AGE, 32 << 20),
-            Self::State => (StorageType::File, Duration::ZERO, 64 << 20),
+            Self::State => (StorageType::File, Duration::ZERO, 128 << 20),
             Self::Leases => (StorageType::Memory, LEASE_AGE, 256 << 20),
         };
         let bucket = self.name(fleet);

@@ -183,7 +183,7 @@ async fn carry_out(holder: Rc<Holder>) {
     }
 }
 
-/// Sends a request of the leases to the engine, and tells them the response.
+/// Sends a request of the leases to the engine, and passes the response to them.
 async fn respond(holder: Rc<Holder>, store: Rc<Store>, request: Output) {
     let (session, connections) = (&holder.session, holder.connections.get());
     enum Response {

@@ -12,6 +12,7 @@ mod diagnosis;
 pub(super) mod engine;
 mod leases;
 mod orders;
+mod reading;
 mod requests;
 mod state;
 pub(super) mod stream;

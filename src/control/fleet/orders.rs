@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::state::{FleetRevocation, FleetSecret, MAX_SECRET};
+use super::state::{FleetRevocation, FleetSecret, MAX_SECRET, is_username};
 use crate::auth::{Secret, time_limited};
 use crate::config;
 use crate::fleet::Heartbeat;
@@ -45,8 +45,8 @@ pub(super) fn verb<'s>(subject: &'s str, fleet: &str) -> Option<&'s str> {
     rest.split('.').next()
 }
 
-/// Whether a response to this subject can only be a response. A node may publish more than whoever sent the order: a
-/// response to another subject could change what the engine stores.
+/// Whether a reply subject is an inbox, where a message is nothing but a response. Nodes may publish more than those who send
+/// orders, so a response to another subject could be a command to the engine.
 pub(super) fn is_inbox(reply: &str) -> bool {
     reply.starts_with("_INBOX")
 }
@@ -176,8 +176,10 @@ pub(super) fn state_order(
     match verb {
         "revoke" => {
             known(&["username", "until", "end"])?;
-            let username = text("username")?.filter(|name| (1..=763).contains(&name.len()));
-            let username = username.ok_or("the order needs `username`, of 1 to 763 bytes".to_owned())?.to_owned();
+            let username = text("username")?
+                .filter(|name| is_username(name))
+                .ok_or_else(|| "the order needs `username`, of 1 to 763 bytes without control characters".to_owned())?;
+            let username = username.to_owned();
             if arguments.get("end") == Some(&Value::Bool(true)) {
                 return Ok(StateOrder::EndRevocation(username));
             }

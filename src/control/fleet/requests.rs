@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use async_nats::jetstream::kv::Store;
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
 use serde_json::{Map, Value, json};
@@ -12,7 +13,7 @@ use super::agent::Session;
 use super::common;
 use super::engine::{Bucket, with_source};
 use super::orders::{self, StateOrder};
-use super::state::{FleetRevocation, FleetSecret, FleetState, revocation_key, secret_key};
+use super::state::{FleetRevocation, FleetSecret, FleetState, REVOKED, SECRET, revocation_key, secret_key};
 use crate::clock;
 
 /// The longest time for the responses of all nodes.
@@ -99,25 +100,25 @@ pub(super) async fn change_state(
     let grace = session.inputs.published.borrow().snapshot.core.expiry_grace;
     let order = orders::state_order(verb, arguments, now, grace)?;
     let (mut is_new, mut present) = (true, None);
-    let revision_of = |key: &str| session.entries.borrow().get(key).map(|held| held.revision);
+    let revision_of = |key: &str| session.common.borrow().entries.get(key).map(|held| held.revision);
     // Later than what it replaces, whatever the clock of the node says that made that.
     let changed = |key: &str| {
-        let known = session.state.borrow().entry(key).map_or(0, |(changed, _)| changed.saturating_add(1));
+        let known = session.common.borrow().state.entry(key).map_or(0, |(changed, _)| changed.saturating_add(1));
         clock::unix_milliseconds().max(known)
     };
     let (key, entry, mut result) = match order {
-        StateOrder::ListSecrets => return Ok(list_secrets(&session.state.borrow(), now)),
+        StateOrder::ListSecrets => return Ok(list_secrets(&session.common.borrow().state, now)),
         StateOrder::Revoke(revocation) => {
             let result = json!({ "username": revocation.username, "until": revocation.until });
             let key = revocation_key(&revocation.username);
-            let known = session.state.borrow().revocation_end(&key);
-            let is_shortened = known.is_some_and(|known| revocation.until < known);
+            let known = session.common.borrow().state.revocation(&key).cloned();
+            let is_shortened = known.is_some_and(|known| known.is_shortened || revocation.until < known.until);
             let entry = FleetRevocation { is_shortened, changed: changed(&key), ..revocation }.to_json();
             (key, entry, result)
         }
         StateOrder::EndRevocation(username) => {
             is_new = false;
-            if session.state.borrow().entry(&revocation_key(&username)).is_none() {
+            if session.common.borrow().state.entry(&revocation_key(&username)).is_none() {
                 return Err("the fleet has not revoked this username".to_owned());
             }
             let result = json!({ "username": username, "until": null });
@@ -127,7 +128,12 @@ pub(super) async fn change_state(
             (key, entry, result)
         }
         StateOrder::AddSecret(id, secret) => {
-            if revision_of(&secret_key(&id)).is_some() {
+            let is_lost = || {
+                let common = session.common.borrow();
+                common.repairs && common.state.secrets.contains_key(&id)
+            };
+            // The nodes may have to restore it first.
+            if revision_of(&secret_key(&id)).is_some() || is_lost() {
                 return Err(format!("there is a secret {id} already: choose another id, or retire that one"));
             }
             let result = json!({ "id": id, "from": secret.from });
@@ -136,7 +142,7 @@ pub(super) async fn change_state(
             (key, entry, result)
         }
         StateOrder::RetireSecret(id, until) => {
-            let known = session.state.borrow().secrets.get(&id).cloned();
+            let known = session.common.borrow().state.secrets.get(&id).cloned();
             let known = known.ok_or_else(|| format!("the fleet has no secret {id}"))?;
             let key = secret_key(&id);
             (is_new, present) = (false, revision_of(&key));
@@ -145,25 +151,20 @@ pub(super) async fn change_state(
             (key, entry, result)
         }
     };
-    if is_new && let Some(why) = session.state.borrow().refuses(&key, now) {
+    if is_new && let Some(why) = session.common.borrow().state.refuses(&key, now) {
         return Err(why);
     }
     let is_further = revision_of(&key).is_none();
-    if is_new && is_further && session.entries.borrow().len() >= FleetState::MOST_ENTRIES {
+    // Secrets have a limit of their own, so that revocations do not take their room.
+    if key.starts_with(REVOKED) && is_new && is_further && session.common.borrow().holds_most_revocations() {
         return Err("too many revocations of the fleet were ended within the last day: try again later".to_owned());
     }
-    let store = session.engine.bucket(Bucket::State).await?;
-    if !common::is_known(session, store.stream.cached_info()) {
-        // A change would hide that, and nobody could say which nodes use it.
-        session.is_read.set(false);
-        session.reread.notify_one();
-        return Err("the engine has lost its state, which the nodes restore at this moment: try again".to_owned());
-    }
+    let store = open_known(session).await?;
     let entry = Bytes::from(entry);
     let revision = match present {
         // Another node may have changed it meanwhile.
         Some(revision) => store.update(&key, entry, revision).await.map_err(|error| with_source(&error))?,
-        None if is_new && key.starts_with("secret.") => {
+        None if is_new && key.starts_with(SECRET) => {
             store.create(&key, entry).await.map_err(|error| with_source(&error))?
         }
         None => store.put(&key, entry).await.map_err(|error| with_source(&error))?,
@@ -175,6 +176,23 @@ pub(super) async fn change_state(
         fields.insert("missing_nodes".to_owned(), pending.into());
     }
     Ok(result)
+}
+
+/// Opens the bucket of the common state. If the engine has lost it, this node reads it first: a change would hide the loss,
+/// and its revision would say nothing about which nodes use it.
+async fn open_known(session: &Session) -> Result<Store, String> {
+    let store = session.engine.bucket(Bucket::State).await?;
+    if common::is_known(session, store.stream.cached_info()) {
+        return Ok(store);
+    }
+    session.is_read.set(false);
+    session.reread.notify_one();
+    wait_until_read(session).await?;
+    let store = session.engine.bucket(Bucket::State).await?;
+    if common::is_known(session, store.stream.cached_info()) {
+        return Ok(store);
+    }
+    Err("the engine loses its state again and again: check it".to_owned())
 }
 
 /// Waits until all live nodes use a revision of the state. Returns those that do, and the others.
@@ -214,10 +232,14 @@ fn list_secrets(state: &FleetState, now: u64) -> Value {
     json!({ "secrets": state.secrets.iter().map(secret).collect::<Vec<_>>() })
 }
 
-/// Removes an entry of the bucket, up to a revision of it. Returns whether that succeeded.
-pub(super) async fn purge(session: &Session, key: &str, revision: u64) -> bool {
+/// Removes an entry of the bucket, up to a revision of it.
+///
+/// # Errors
+/// If the engine does not do it.
+pub(super) async fn purge(session: &Session, key: &str, revision: u64) -> Result<(), String> {
     let bucket = Bucket::State.name(&session.settings.fleet.name);
     let stream = session.engine.jetstream.get_stream_no_info(format!("KV_{bucket}")).await;
-    let Ok(stream) = stream else { return false };
-    stream.purge().sequence(revision + 1).filter(format!("$KV.{bucket}.{key}")).await.is_ok()
+    let stream = stream.map_err(|error| with_source(&error))?;
+    let purge = stream.purge().sequence(revision + 1).filter(format!("$KV.{bucket}.{key}"));
+    purge.await.map(drop).map_err(|error| with_source(&error))
 }

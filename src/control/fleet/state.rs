@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 
 use serde_json::{Value, json};
 
@@ -17,10 +18,18 @@ const VERSION: u64 = 1;
 const MAX_ENTRY: usize = 8 * 1024;
 /// The most secrets.
 const MAX_SECRETS: usize = 32;
+/// The most secrets, with those that have ended lately.
+const MOST_SECRETS: usize = 8 * MAX_SECRETS;
 /// The longest secret in bytes.
 pub(super) const MAX_SECRET: usize = 1_024;
 /// The longest value of USERNAME in bytes (RFC 8489 §14.3).
 const MAX_USERNAME: usize = 763;
+
+/// Whether this can be a username: not too long, and without control characters, which OpaqueString excludes (RFC 8489
+/// §14.3) and which take six bytes each in an entry.
+pub(super) fn is_username(text: &str) -> bool {
+    (1..=MAX_USERNAME).contains(&text.len()) && !text.contains(char::is_control)
+}
 
 /// A secret of all nodes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +58,7 @@ pub(super) struct FleetRevocation {
 /// How long an entry that was ended stays, in seconds: a node that was away for a shorter time learns of the end.
 pub(super) const KEPT: u64 = 86_400;
 /// How long a revocation stays that has ended by itself. Clocks may differ by that.
-const KEPT_EXPIRED: u64 = 3_600;
+pub(super) const KEPT_EXPIRED: u64 = 3_600;
 
 impl fmt::Debug for FleetRevocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -90,14 +99,19 @@ pub(super) enum Entry {
     Revocation(Key, FleetRevocation),
 }
 
+/// The beginning of the keys of revocations.
+pub(super) const REVOKED: &str = "revoked.";
+/// The beginning of the keys of secrets.
+pub(super) const SECRET: &str = "secret.";
+
 /// Returns the key of the entry for a secret.
 pub(super) fn secret_key(id: &str) -> String {
-    format!("secret.{id}")
+    format!("{SECRET}{id}")
 }
 
 /// Returns the key of the entry for a username.
 pub(super) fn revocation_key(username: &str) -> String {
-    format!("revoked.{}", Key::of(username))
+    format!("{REVOKED}{}", Key::of(username))
 }
 
 impl FleetSecret {
@@ -156,7 +170,7 @@ impl Entry {
         }
         let until = value.get("until").and_then(Value::as_u64);
         let changed = value.get("changed").and_then(Value::as_u64).unwrap_or_default();
-        if let Some(id) = key.strip_prefix("secret.") {
+        if let Some(id) = key.strip_prefix(SECRET) {
             if !Heartbeat::is_node_name(id) {
                 return Err("has a key that is no name of a secret");
             }
@@ -165,9 +179,9 @@ impl Entry {
             let from = value.get("from").and_then(Value::as_u64).ok_or("has no `from`")?;
             return Ok(Self::Secret(id.to_owned(), FleetSecret { secret, from, until, changed }));
         }
-        let key = key.strip_prefix("revoked.").and_then(Key::from_hex).ok_or("has an unknown key")?;
+        let key = key.strip_prefix(REVOKED).and_then(Key::from_hex).ok_or("has an unknown key")?;
         let username = value.get("username").and_then(Value::as_str);
-        let username = username.filter(|name| (1..=MAX_USERNAME).contains(&name.len())).ok_or("has no username")?;
+        let username = username.filter(|name| is_username(name)).ok_or("has no username")?;
         if Key::of(username) != key {
             return Err("has the key of another username");
         }
@@ -181,8 +195,21 @@ impl FleetState {
     /// The most entries, with those that have ended lately.
     pub(super) const MOST_ENTRIES: usize = 4 * Revocations::CAPACITY;
 
-    pub(super) fn has_secret(&self) -> bool {
-        !self.secrets.is_empty()
+    /// Whether the numbers of entries are below their limits, so that none was left out for them.
+    pub(super) fn has_room(&self) -> bool {
+        self.secrets.len() < MOST_SECRETS && self.revocations.len() < Self::MOST_ENTRIES
+    }
+
+    /// Returns the number of accepted secrets whose keys of the bucket fulfil a condition.
+    pub(super) fn accepted_secrets(&self, unix_now: u64, is_wanted: impl Fn(&str) -> bool) -> usize {
+        let accepted = self.secrets.iter().filter(|(_, secret)| secret.is_accepted(unix_now));
+        accepted.filter(|(id, _)| is_wanted(&secret_key(id))).count()
+    }
+
+    /// Returns the keys of the bucket for all entries, with those that have ended lately.
+    pub(super) fn keys(&self) -> impl Iterator<Item = String> {
+        let secrets = self.secrets.keys().map(|id| secret_key(id));
+        secrets.chain(self.revocations.values().map(|revocation| revocation_key(&revocation.username)))
     }
 
     /// Takes an entry. Returns whether it changes anything; the error says why it cannot be used.
@@ -190,7 +217,7 @@ impl FleetState {
         match entry {
             Entry::Secret(id, secret) => {
                 // Those that have ended lately are among them.
-                if self.secrets.len() >= 8 * MAX_SECRETS && !self.secrets.contains_key(&id) {
+                if self.secrets.len() >= MOST_SECRETS && !self.secrets.contains_key(&id) {
                     return Err("exceeds the greatest number of secrets");
                 }
                 Ok(self.secrets.insert(id, secret.clone()).as_ref() != Some(&secret))
@@ -211,7 +238,7 @@ impl FleetState {
     pub(super) fn refuses(&self, entry_key: &str, unix_now: u64) -> Option<String> {
         let live = || self.revocations.values().filter(|revocation| revocation.until > unix_now).count();
         let is_known = |key: Key| self.revocations.contains_key(&key);
-        let key = entry_key.strip_prefix("revoked.").and_then(Key::from_hex);
+        let key = entry_key.strip_prefix(REVOKED).and_then(Key::from_hex);
         match key {
             Some(key) if !is_known(key) && live() >= Revocations::CAPACITY => {
                 Some(format!("the fleet has {} revocations, which is the greatest number", Revocations::CAPACITY))
@@ -223,15 +250,15 @@ impl FleetState {
         }
     }
 
-    /// Returns the end of the revocation with a key of the bucket.
-    pub(super) fn revocation_end(&self, key: &str) -> Option<u64> {
-        Some(self.revocations.get(&Key::from_hex(key.strip_prefix("revoked.")?)?)?.until)
+    /// Returns the revocation with a key of the bucket.
+    pub(super) fn revocation(&self, key: &str) -> Option<&FleetRevocation> {
+        self.revocations.get(&Key::from_hex(key.strip_prefix(REVOKED)?)?)
     }
 
     /// Removes the entry with a key of the bucket. Returns whether there was one.
     pub(super) fn remove(&mut self, key: &str) -> bool {
-        let secret = key.strip_prefix("secret.").and_then(|id| self.secrets.remove(id));
-        let revocation = key.strip_prefix("revoked.").and_then(Key::from_hex);
+        let secret = key.strip_prefix(SECRET).and_then(|id| self.secrets.remove(id));
+        let revocation = key.strip_prefix(REVOKED).and_then(Key::from_hex);
         secret.is_some() || revocation.is_some_and(|key| self.revocations.remove(&key).is_some())
     }
 
@@ -244,11 +271,10 @@ impl FleetState {
 
     /// Returns when the entry with a key of the bucket was changed, and its text.
     pub(super) fn entry(&self, key: &str) -> Option<(u64, String)> {
-        if let Some(id) = key.strip_prefix("secret.") {
+        if let Some(id) = key.strip_prefix(SECRET) {
             return self.secrets.get(id).map(|secret| (secret.changed, secret.to_json()));
         }
-        let revocation = self.revocations.get(&Key::from_hex(key.strip_prefix("revoked.")?)?)?;
-        Some((revocation.changed, revocation.to_json()))
+        self.revocation(key).map(|revocation| (revocation.changed, revocation.to_json()))
     }
 
     /// Returns what a node uses at a time.
@@ -282,19 +308,22 @@ impl FleetState {
     }
 
     /// Removes the entries whose keys of the bucket are not kept. Returns whether there was any.
-    pub(super) fn retain(&mut self, is_kept: impl Fn(&str) -> bool) -> bool {
+    pub(super) fn retain(&mut self, mut is_kept: impl FnMut(&str) -> bool) -> bool {
         let before = self.secrets.len() + self.revocations.len();
         self.secrets.retain(|id, _| is_kept(&secret_key(id)));
         self.revocations.retain(|_, revocation| is_kept(&revocation_key(&revocation.username)));
         self.secrets.len() + self.revocations.len() != before
     }
 
-    /// Returns the state as text for a file: lines of a key and an entry.
-    pub(super) fn to_text(&self) -> String {
-        self.entries().map(|(key, entry)| format!("{key} {entry}\n")).collect()
+    /// Writes the state as text for a file: lines of a key and an entry.
+    ///
+    /// # Errors
+    /// Those of `to`.
+    pub(super) fn write(&self, to: &mut impl io::Write) -> io::Result<()> {
+        self.entries().try_for_each(|(key, entry)| writeln!(to, "{key} {entry}"))
     }
 
-    /// Reads what [`to_text`](Self::to_text) writes. Lines that cannot be used are left out.
+    /// Reads what [`write`](Self::write) writes. Lines that cannot be used are left out.
     pub(super) fn from_text(text: &str, unix_now: u64) -> Self {
         let mut state = Self::default();
         for line in text.lines() {
@@ -343,7 +372,9 @@ mod tests {
         let username = "1767225600:ann b".to_owned();
         let revocation = FleetRevocation { username, until: 1_767_225_600, is_shortened: true, changed: 7 };
         state.insert(Entry::Revocation(Key::of(&revocation.username), revocation), 0).unwrap();
-        assert_eq!(FleetState::from_text(&state.to_text(), 0), state);
+        let mut text = Vec::new();
+        state.write(&mut text).unwrap();
+        assert_eq!(FleetState::from_text(str::from_utf8(&text).unwrap(), 0), state);
         assert_eq!(FleetState::from_text("junk\nsecret.a {}\n", 0), FleetState::default());
     }
 
@@ -362,6 +393,7 @@ mod tests {
                 r#"{"v":1,"username":"a","until":1}"#,
                 "has the key of another username",
             ),
+            (&revocation_key("a\tb"), r#"{"v":1,"username":"a\tb","until":1}"#, "has no username"),
             ("secret.a", "x", "is not JSON"),
         ] {
             assert_eq!(Entry::parse(key, value.as_bytes()), Err(why), "{key} {value}");
