@@ -92,6 +92,11 @@ pub(super) struct Sent {
 }
 
 impl Sent {
+    /// Whether it changes a key, which a replica refuses; it takes what is only published.
+    pub(super) fn has_key(&self) -> bool {
+        !matches!(self.change, Change::Traffic { .. })
+    }
+
     /// Queues the commands. Returns the number of replies.
     pub(super) fn write(&self, connection: &mut Connection, realm: &str) -> usize {
         let commands = self.change.commands(realm, &self.since);

@@ -116,6 +116,8 @@ struct Shared {
 #[derive(Default)]
 struct Log {
     unavailable: Option<Instant>,
+    /// The server was a replica when it was last used.
+    is_replica: bool,
     /// The last line said that the server is not available.
     is_unavailable: bool,
     refused: Option<Instant>,
@@ -208,6 +210,19 @@ impl Sink for Status {
     }
 }
 
+/// The pauses before the next connection.
+struct Waits {
+    failure: Duration,
+    /// Of a server that is a replica, which takes a part of the changes.
+    replica: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self { failure: FIRST_WAIT, replica: FIRST_WAIT }
+    }
+}
+
 /// Why a server is no longer used.
 enum Ended {
     /// There are other settings, or none.
@@ -260,13 +275,18 @@ impl Shared {
             tracing::warn!(
                 event = "redis-status-refused", redis = %settings.access.server, reason = why,
                 "the Redis server refuses commands for the status of allocations, which are not sent again: with OOM raise \
-                 its `maxmemory`, with NOPERM allow its user SET, DEL and PUBLISH on turn/realm/*, with READONLY name the primary server"
+                 its `maxmemory`, with NOPERM allow its user SET, DEL and PUBLISH on turn/realm/*, with READONLY name \
+                 the primary server"
             );
         }
     }
 
     fn connected(&self, settings: &Settings) {
         let mut log = self.log.borrow_mut();
+        if log.is_replica {
+            // A change that it takes will show that it is none any more.
+            return;
+        }
         if log.unavailable.is_none() || std::mem::take(&mut log.is_unavailable) {
             tracing::info!(
                 event = "redis-status-connected", redis = %settings.access.server,
@@ -278,9 +298,10 @@ impl Shared {
     /// Sends changes over a connection.
     ///
     /// # Errors
-    /// Why it cannot be used any more. The changes without a response are in `sent`. A response resets the `wait` for the
+    /// Why it cannot be used any more. The changes without a response are in `sent`. A response resets the `waits` for the
     /// next connection.
-    async fn serve(&self, connection: &mut Connection, settings: &Settings, wait: &mut Duration) -> Result<(), String> {
+    async fn serve(&self, connection: &mut Connection, settings: &Settings, waits: &mut Waits) -> Result<(), String> {
+        let opened = Instant::now();
         loop {
             self.put_back();
             let batch = self.queue.borrow_mut().take(BATCH);
@@ -298,17 +319,24 @@ impl Shared {
                     }
                 }
             }
-            let replies: Vec<usize> = batch.iter().map(|sent| sent.write(connection, &settings.realm)).collect();
+            let replies: Vec<(bool, usize)> =
+                batch.iter().map(|sent| (sent.has_key(), sent.write(connection, &settings.realm))).collect();
             self.sent.replace(batch.into());
             let mut is_replica = false;
-            for count in replies {
+            for (has_key, count) in replies {
                 let refusal = replies_of_one(connection, count).await?;
-                *wait = FIRST_WAIT;
+                waits.failure = FIRST_WAIT;
                 if let Some(sent) = self.sent.borrow_mut().pop_front() {
                     self.queue.borrow_mut().done(&sent);
                 }
                 match refusal {
-                    None => drop(self.statistics.sent.fetch_add(1, Ordering::Relaxed)),
+                    None => {
+                        self.statistics.sent.fetch_add(1, Ordering::Relaxed);
+                        if has_key {
+                            waits.replica = FIRST_WAIT;
+                            self.is_primary(settings);
+                        }
+                    }
                     Some(why) => {
                         is_replica |= why == "READONLY";
                         self.refused(settings, &why);
@@ -316,10 +344,19 @@ impl Shared {
                 }
             }
             self.publish();
-            if is_replica {
+            if is_replica && opened.elapsed() >= waits.replica && !*self.is_stopping.borrow() {
                 // It may have become one a moment ago, and a new connection leads to the primary server.
+                self.log.borrow_mut().is_replica = true;
+                waits.replica = (2 * waits.replica).min(LONGEST_WAIT);
                 return Err("it is a replica (READONLY)".to_owned());
             }
+        }
+    }
+
+    /// Notes that the server takes changes of keys.
+    fn is_primary(&self, settings: &Settings) {
+        if std::mem::take(&mut self.log.borrow_mut().is_replica) {
+            self.connected(settings);
         }
     }
 
@@ -331,7 +368,7 @@ impl Shared {
 
     /// Uses a server until there are other settings or the process stops.
     async fn follow(&self, settings: &Settings, changes: &mut watch::Receiver<Option<Rc<Settings>>>) -> Ended {
-        let mut wait = FIRST_WAIT;
+        let mut waits = Waits::default();
         let mut is_stopping = self.is_stopping.subscribe();
         loop {
             let opened = tokio::select! {
@@ -344,7 +381,7 @@ impl Shared {
                     self.statistics.is_connected.store(true, Ordering::Relaxed);
                     let served = tokio::select! {
                         _ = changes.changed() => None,
-                        result = self.serve(&mut connection, settings, &mut wait) => Some(result),
+                        result = self.serve(&mut connection, settings, &mut waits) => Some(result),
                     };
                     self.statistics.is_connected.store(false, Ordering::Relaxed);
                     self.queue.borrow_mut().reported.interrupt();
@@ -365,15 +402,15 @@ impl Shared {
                 _ = changes.changed() => return Ended::Settings,
                 // The last changes get one more attempt.
                 _ = is_stopping.changed() => {}
-                () = sleep(wait) => {}
+                () = sleep(waits.failure) => {}
             }
-            wait = (2 * wait).min(LONGEST_WAIT);
+            waits.failure = (2 * waits.failure).min(LONGEST_WAIT);
         }
     }
 }
 
-/// Waits for the replies to the commands of one change. Returns why the first one that Redis refuses was refused: the others
-/// of the change were carried out, so that none is sent again.
+/// Waits for the replies to the commands of one change. Returns why Redis has refused one: the others of the change were
+/// carried out, so that none is sent again.
 ///
 /// # Errors
 /// Why the connection cannot be used, or not yet.
@@ -386,7 +423,10 @@ async fn replies_of_one(connection: &mut Connection, count: usize) -> Result<Opt
                 if ["NOAUTH", "LOADING", "BUSY", "MASTERDOWN"].contains(&why.as_str()) {
                     return Err(format!("it refuses all commands ({why})"));
                 }
-                refusal.get_or_insert(why);
+                // A replica has to be left, whatever else is wrong.
+                if why == "READONLY" || refusal.is_none() {
+                    refusal = Some(why);
+                }
             }
             Ok(reply) => drop(reply?),
             Err(_) => return Err(format!("it does not respond within {} seconds", TIME_LIMIT.as_secs())),
@@ -399,7 +439,7 @@ impl Shared {
     /// The next failure is logged at once.
     fn forget_logged(&self) {
         let mut log = self.log.borrow_mut();
-        (log.unavailable, log.is_unavailable, log.refused) = Default::default();
+        (log.unavailable, log.is_unavailable, log.is_replica, log.refused) = Default::default();
     }
 }
 
