@@ -272,6 +272,20 @@ mod webhook {
     }
 
     #[test]
+    fn a_reload_that_removes_the_webhook_closes_its_connection() {
+        let (receiver, place) = (Receiver::start(), Place::new());
+        let controlled = place.start(&receiver.url(), "");
+        let mut total = Totals::default();
+        make_calls(&controlled.server, 0..3, &mut total);
+        receiver.wait_for_totals(total);
+        receiver.wait_for_open(1);
+        let without = place.config(&receiver.url(), "").split("[webhook]").next().unwrap().to_owned();
+        controlled.server.write_config(&with_socket(&controlled, &without));
+        controlled.lines(&["reload"]);
+        receiver.wait_for_open(0);
+    }
+
+    #[test]
     fn a_receiver_that_takes_only_small_batches_is_not_away() {
         let (mut receiver, place) = (Receiver::away(None), Place::new());
         let controlled = place.start(&receiver.url(), "");

@@ -1,5 +1,6 @@
 //! An engine that requires TLS and a password: what the server and `turnserver doctor` say until it can be used.
 
+use std::net::TcpStream;
 use std::path::PathBuf;
 
 use super::*;
@@ -46,7 +47,9 @@ impl Place {
              tls {{ cert_file: {certificate:?}, key_file: {key:?} }}\n\
              authorization {{ user: node, password: {PASSWORD:?} }}\n"
         );
-        cluster::start_one(&self.write("engine.conf", &config))
+        let engine = cluster::start_one(&self.write("engine.conf", &config));
+        wait(|| TcpStream::connect("127.0.0.1:4222").map(drop).map_err(|error| error.to_string()));
+        engine
     }
 
     /// Returns what `turnserver doctor` says of the fleet while no server runs.
@@ -85,8 +88,17 @@ fn a_reload_uses_another_authority_and_another_password() {
         let node = Controlled::start_with(&place.config());
         let why = node.event("fleet-disconnected").field("error").unwrap();
         assert!(why.contains("`fleet.ca-file`"), "{why}");
-        place.write("password", PASSWORD);
+        let reason = |part: &str| {
+            wait(|| {
+                let status = node.json(&["--fleet", "status"]);
+                if status["error"].to_string().contains(part) { Ok(()) } else { Err(status.to_string()) }
+            });
+        };
+        // Each file alone is a reason for a new connection.
         place.write("root.pem", &place.authorities[1].root());
+        node.lines(&["reload"]);
+        reason("authorization violation");
+        place.write("password", PASSWORD);
         node.lines(&["reload"]);
         node.event("fleet-connected");
         wait(|| {

@@ -64,6 +64,8 @@ struct State {
     got: Vec<Got>,
     /// The connections that were accepted.
     connections: usize,
+    /// Those of them that are not closed.
+    open: usize,
 }
 
 #[derive(Debug)]
@@ -101,7 +103,7 @@ impl Receiver {
         socket.set_reuse_address(true).unwrap();
         socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();
-        let state = Mutex::new(State { mode: Mode::Accept, got: Vec::new(), connections: 0 });
+        let state = Mutex::new(State { mode: Mode::Accept, got: Vec::new(), connections: 0, open: 0 });
         let shared = Arc::new(Shared { state, changed: Condvar::new(), clock: Clock::start() });
         Self { address, shared, socket: Some(socket), tls }
     }
@@ -121,11 +123,18 @@ impl Receiver {
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let (shared, tls) = (Arc::clone(&shared), tls.clone());
-                shared.lock().connections += 1;
+                {
+                    let mut state = shared.lock();
+                    (state.connections, state.open) = (state.connections + 1, state.open + 1);
+                }
                 shared.changed.notify_all();
-                thread::spawn(move || match tls {
-                    None => shared.serve(stream),
-                    Some(tls) => shared.serve(StreamOwned::new(ServerConnection::new(tls).unwrap(), stream)),
+                thread::spawn(move || {
+                    match tls {
+                        None => shared.serve(stream),
+                        Some(tls) => shared.serve(StreamOwned::new(ServerConnection::new(tls).unwrap(), stream)),
+                    }
+                    shared.lock().open -= 1;
+                    shared.changed.notify_all();
                 });
             }
         });
@@ -167,6 +176,13 @@ impl Receiver {
         let few = |state: &mut State| state.connections < count;
         let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), TIMEOUT, few).unwrap();
         assert!(waited.0.connections >= count, "{waited:?}");
+    }
+
+    /// Waits until this many connections are open.
+    pub(crate) fn wait_for_open(&self, count: usize) {
+        let others = |state: &mut State| state.open != count;
+        let waited = self.shared.changed.wait_timeout_while(self.shared.lock(), TIMEOUT, others).unwrap();
+        assert_eq!(waited.0.open, count, "{waited:?}");
     }
 
     pub(crate) fn got(&self) -> Vec<Got> {

@@ -508,7 +508,6 @@ async fn log_connection(session: Rc<Session>) {
     let _ = timeout(Duration::from_secs(5), connection.wait_for(|connection| connection.is_up)).await;
     let log = |is_up: bool, error: Option<&str>| {
         if is_up {
-            session.count(|counts| counts.connections += 1);
             tracing::info!(
                 event = "fleet-connected",
                 node = session.settings.node,
@@ -525,18 +524,27 @@ async fn log_connection(session: Rc<Session>) {
             );
         }
     };
-    let mut logged = None;
+    let (mut logged, mut made) = (None, 0);
     loop {
-        let is_up = connection.borrow_and_update().is_up;
+        let Connection { is_up, made: now_made, .. } = *connection.borrow_and_update();
+        session.count(|counts| counts.connections += now_made - std::mem::replace(&mut made, now_made));
         if !is_up {
-            session.engine.diagnose(&session.settings.fleet).await;
+            let mut again = connection.clone();
+            tokio::select! {
+                () = session.engine.diagnose(&session.settings.fleet) => {}
+                // Another server of the engine has taken over.
+                again = again.wait_for(|connection| connection.is_up) => match again {
+                    Ok(_) => continue,
+                    Err(_) => return,
+                },
+            }
         }
         if logged.replace(is_up) != Some(is_up) {
-            let error = connection.borrow().error.clone();
+            let error = connection.borrow().why();
             log(is_up, error.as_deref());
         }
         let changed = connection.wait_for(|connection| connection.is_up != is_up);
-        // The reason may be another one after a while.
+        // Later, there may be another reason.
         let changed = timeout(if is_up { Duration::MAX } else { DIAGNOSIS }, changed).await;
         if changed.is_ok_and(|changed| changed.is_err()) {
             return;

@@ -10,8 +10,10 @@ use super::engine::{Connection, Engine};
 use crate::config::{Config, Fleet};
 use crate::control::outbound;
 
-/// The longest time to connect. Servers that do not respond take 3 seconds each.
-const CONNECT_TIME: Duration = Duration::from_secs(10);
+/// The longest time to connect to one server, with the pauses between attempts.
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// The longest time to connect to any.
+const LONGEST_TIME: Duration = Duration::from_secs(20);
 
 /// What was found out about the engine.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,10 +37,13 @@ async fn connect(fleet: &Fleet) -> Found {
         Ok(engine) => engine,
         Err(error) => return Found { is_up: false, wrong: Some(error) },
     };
-    // The first error comes when all servers were tried.
-    let tried = connection.wait_for(|connection| connection.is_up || connection.error.is_some());
-    let is_up = matches!(timeout(CONNECT_TIME, tried).await, Ok(Ok(connection)) if connection.is_up);
-    drop(engine);
-    let said = connection.borrow().error.clone();
-    Found { is_up, wrong: diagnose(fleet).await.or(said) }
+    let servers = fleet.servers.len();
+    let time = CONNECT_TIME.saturating_mul(u32::try_from(servers).unwrap_or(u32::MAX)).min(LONGEST_TIME);
+    // One that refuses ends an attempt, and the next one may begin with another.
+    let tried = connection.wait_for(|connection| connection.is_up || connection.failed > servers as u64);
+    let is_up = matches!(timeout(time, tried).await, Ok(Ok(connection)) if connection.is_up);
+    engine.diagnose(fleet).await;
+    let why = connection.borrow().why();
+    // Some servers may be away although there is a connection.
+    Found { is_up, wrong: if is_up { diagnose(fleet).await } else { why } }
 }

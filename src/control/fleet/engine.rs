@@ -120,7 +120,10 @@ impl Engine {
             .event_callback(move |event| {
                 match event {
                     async_nats::Event::Connected => {
-                        changes.send_replace(Connection { is_up: true, error: None });
+                        changes.send_modify(|connection| {
+                            *connection =
+                                Connection { is_up: true, made: connection.made + 1, ..Connection::default() };
+                        });
                     }
                     async_nats::Event::Disconnected | async_nats::Event::Closed => {
                         changes.send_modify(|connection| connection.is_up = false);
@@ -148,11 +151,11 @@ impl Engine {
 
     /// Finds out why there is no connection.
     pub(super) async fn diagnose(&self, fleet: &Fleet) {
-        let Some(why) = diagnosis::diagnose(fleet).await else { return };
+        let wrong = diagnosis::diagnose(fleet).await;
         self.connected.send_if_modified(|connection| {
-            let is_other = !connection.is_up && connection.error.as_ref() != Some(&why);
+            let is_other = !connection.is_up && connection.servers != wrong;
             if is_other {
-                connection.error = Some(why);
+                connection.servers = wrong;
             }
             is_other
         });
@@ -240,8 +243,30 @@ const NOTHING_SAID: [&str; 4] = ["IO error", "TLS error", "DNS error", "timed ou
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Connection {
     pub(crate) is_up: bool,
+    /// How often it was made.
+    pub(super) made: u64,
+    /// How often that has failed since.
+    pub(super) failed: u64,
     /// The last error since the connection was up.
-    pub(crate) error: Option<String>,
+    error: Option<String>,
+    /// What is wrong with the servers.
+    servers: Option<String>,
+}
+
+impl Connection {
+    /// Returns why there is no connection, as far as that is known.
+    pub(crate) fn why(&self) -> Option<String> {
+        match (&self.error, &self.servers) {
+            (Some(error), Some(servers)) if !says_nothing(error) => Some(format!("{error}; {servers}")),
+            (_, Some(servers)) => Some(servers.clone()),
+            (error, None) => error.clone(),
+        }
+    }
+}
+
+/// Whether an error of the library says no more than that there is no connection.
+fn says_nothing(error: &str) -> bool {
+    NOTHING_SAID.iter().any(|text| error.ends_with(text))
 }
 
 /// Returns the prefix of the inboxes of nodes, so that permissions can keep other users from them: the common state,
@@ -252,12 +277,17 @@ fn inbox_prefix(fleet: &str) -> String {
 
 fn note(connected: &watch::Sender<Connection>, error: &impl Display) {
     let error = crate::printable::shown(&error.to_string());
-    connected.send_modify(|connection| {
-        // What was found out about the servers says more.
-        let says_nothing = NOTHING_SAID.iter().any(|text| error.ends_with(text));
-        if !says_nothing || connection.error.is_none() {
+    connected.send_if_modified(|connection| {
+        // While it is up, an error is about something else.
+        if connection.is_up {
+            return false;
+        }
+        connection.failed += 1;
+        // Some servers may refuse, and others be away.
+        if !says_nothing(&error) || connection.error.is_none() {
             connection.error = Some(error);
         }
+        true
     });
 }
 

@@ -25,15 +25,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::api::Published;
 use super::commands::Commands;
+use super::outbound;
 use super::start::WorkerControl;
 use crate::clock::{self, Clock};
 use crate::config::{self, Config};
-use crate::file;
 use crate::fleet::{Heartbeat, Nodes};
 use crate::http::InternalRequest;
 use crate::net::background;
@@ -51,7 +50,7 @@ const REQUESTS: usize = 16;
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) fleet: config::Fleet,
-    /// A hash of the authorities of `fleet.ca-file`, so that a reload uses others.
+    /// A hash of `fleet.ca-file`.
     authorities: Option<[u8; 32]>,
     pub(super) node: String,
     /// Where a copy of the state is kept, if anywhere.
@@ -251,10 +250,8 @@ fn state_file(config: &Config) -> Option<PathBuf> {
 
 fn settings(config: &Config) -> Option<Settings> {
     let fleet = config.fleet.clone()?;
-    // The connection says why it cannot be read.
-    let authorities = fleet.ca_file.as_deref().and_then(|path| file::read(path).ok());
     Some(Settings {
-        authorities: authorities.map(|bytes| Sha256::digest(bytes).into()),
+        authorities: outbound::authorities(fleet.ca_file.as_deref()),
         node: config.node_name(),
         state_file: state_file(config),
         alternates: config.alternate.from_fleet,
@@ -288,7 +285,7 @@ impl View {
             "name": fleet.name,
             "node": self.node,
             "connected": connection.is_up,
-            "error": connection.error,
+            "error": connection.why(),
             "nodes": nodes.live(now).count(),
             "is_member": nodes.get(&self.node, now).is_some(),
         }))
@@ -321,7 +318,7 @@ impl View {
             "node": self.node,
             "fleet": self.settings.as_ref().map(|settings| settings.fleet.name.as_str()),
             "connected": connection.is_up,
-            "error": connection.error,
+            "error": connection.why(),
             "nodes": nodes.iter().map(|beat| node(beat)).collect::<Vec<_>>(),
             "totals": {
                 "nodes": nodes.len(),

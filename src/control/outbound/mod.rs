@@ -3,6 +3,7 @@
 
 mod connect;
 
+use std::error::Error as _;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use hyper::header::{HOST, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::http::response::Parts;
 use hyper::{HeaderMap, Request, Response, Uri};
 use hyper_util::rt::TokioIo;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Runtime};
@@ -42,7 +44,7 @@ const MAX_FIELDS: usize = 64;
 /// The longest body of a response that is read only so that the connection can be used again, in bytes.
 const MAX_REST: usize = 16 * 1024;
 /// The longest time that this takes.
-const REST_TIME: Duration = Duration::from_secs(1);
+const REST_TIME: Duration = Duration::from_millis(250);
 
 const PRODUCT: &str = concat!("turnserver/", env!("CARGO_PKG_VERSION"));
 
@@ -84,6 +86,11 @@ fn read_roots(path: &Path) -> Result<RootCertStore, String> {
         roots.add(certificate).map_err(|error| error.to_string())?;
     }
     if roots.is_empty() { Err("it has no certificate".to_owned()) } else { Ok(roots) }
+}
+
+/// Returns a hash of the authorities in a file, so that a reload notices others; `None` without a file that can be read.
+pub(super) fn authorities(ca: Option<&Path>) -> Option<[u8; 32]> {
+    Some(Sha256::digest(file::read(ca?).ok()?).into())
 }
 
 /// Where a request goes.
@@ -169,12 +176,30 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let mut connection = Connection::over(stream).await?;
-    let (head, body) = connection.send(to, request).await?.into_parts();
+    let (head, body) = connection.send(to, request).await.map_err(|error| error.to_string())?.into_parts();
     let body = Limited::new(body, max_body)
         .collect()
         .await
         .map_err(|error| format!("its response cannot be read, or is longer than {} KiB: {error}", max_body / 1024))?;
     Ok((head, body.to_bytes()))
+}
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+#[error("it sent no response: {message}")]
+pub(super) struct NoResponse {
+    message: String,
+    /// Whether the other side had closed the connection, as it may do at any time between two requests.
+    pub(super) is_closed: bool,
+}
+
+impl From<hyper::Error> for NoResponse {
+    fn from(error: hyper::Error) -> Self {
+        let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let is_reset = matches!(cause, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
+        let is_closed = error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_reset;
+        Self { message: error.to_string(), is_closed }
+    }
 }
 
 /// A connection for requests one after the other. Dropping it closes it.
@@ -215,16 +240,21 @@ where
     ///
     /// # Errors
     /// Why there is no response.
-    pub(super) async fn send(&mut self, to: &Destination, request: Request<B>) -> Result<Response<Incoming>, String> {
+    pub(super) async fn send(
+        &mut self,
+        to: &Destination,
+        request: Request<B>,
+    ) -> Result<Response<Incoming>, NoResponse> {
         let (mut head, body) = request.into_parts();
         let authority = to.authority();
         let default_port = if head.uri.scheme_str() == Some("http") { ":80" } else { ":443" };
         let authority = authority.strip_suffix(default_port).unwrap_or(&authority);
-        head.headers.insert(HOST, HeaderValue::from_str(authority).map_err(|error| error.to_string())?);
+        let host = HeaderValue::from_str(authority);
+        let host = host.map_err(|error| NoResponse { message: error.to_string(), is_closed: false })?;
+        head.headers.insert(HOST, host);
         head.headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         head.uri = to.path.clone();
-        let response = self.sender.send_request(Request::from_parts(head, body)).await;
-        response.map_err(|error| format!("it sent no response: {error}"))
+        Ok(self.sender.send_request(Request::from_parts(head, body)).await?)
     }
 
     /// Reads the rest of a response whose content does not matter, and returns the connection if it can take another request.

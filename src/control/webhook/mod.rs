@@ -24,6 +24,7 @@ use super::events::Sink;
 use super::events::event::{Event, Kind, Source};
 use super::events::queue::{Queue, Taken};
 use super::log_interval::is_due;
+use super::outbound;
 use super::random;
 use super::spool::{PushError, Spool};
 use crate::clock;
@@ -50,6 +51,8 @@ const LOG_AGAIN: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     webhook: config::Webhook,
+    /// A hash of `webhook.ca-file`.
+    authorities: Option<[u8; 32]>,
     node: String,
     source: Source,
     /// The directory of the spool; `None`: it is in memory.
@@ -59,8 +62,10 @@ pub(super) struct Settings {
 impl Settings {
     /// Returns the settings; `None` without `[webhook]`.
     pub(super) fn of(config: &Config, source: &Source) -> Option<Self> {
+        let webhook = config.webhook.clone()?;
         Some(Self {
-            webhook: config.webhook.clone()?,
+            authorities: outbound::authorities(webhook.ca.as_deref()),
+            webhook,
             node: config.node_name(),
             source: source.clone(),
             directory: config.state_directory.as_ref().map(|directory| directory.join("webhook")),
@@ -400,6 +405,7 @@ async fn send(shared: Rc<Shared>) {
     let mut known = 0;
     loop {
         let (settings, version) = shared.settings();
+        link.follow(version);
         if std::mem::replace(&mut known, version) != version {
             // They may be about another receiver.
             trouble = Trouble::default();
@@ -419,10 +425,16 @@ async fn send(shared: Rc<Shared>) {
                 if shared.is_stopping() {
                     return;
                 }
-                shared.wake.notified().await;
+                tokio::select! {
+                    () = shared.wake.notified() => {}
+                    never = link.close_when_idle() => match never {},
+                }
                 continue;
             }
-            shared.gather(&settings, version).await;
+            tokio::select! {
+                () = shared.gather(&settings, version) => {}
+                never = link.close_when_idle() => match never {},
+            }
             let next = shared.next(&settings, size.most());
             outgoing = next.unwrap_or_else(|error| {
                 log_spool_failure(Err(error), &mut shared.state.borrow_mut().logged);
@@ -439,10 +451,11 @@ async fn send(shared: Rc<Shared>) {
             }
             continue;
         };
-        match link.post(&settings.webhook, version, &sent.batch).await {
+        match link.post(&settings.webhook, &sent.batch).await {
             Ok(()) => {
                 shared.succeeded(sent, &settings, &mut trouble);
                 outgoing = None;
+                link.settle().await;
             }
             Err(refusal) if refusal.is_too_large && sent.taken.events.len() > 1 => {
                 // The receiver is there, and takes the half at once.

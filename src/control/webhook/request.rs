@@ -1,5 +1,6 @@
 //! The requests to the receiver: batches of events, signed as Standard Webhooks does.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -11,7 +12,7 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Request, Response, StatusCode, Uri};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_rustls::TlsConnector;
 
 use crate::auth::Secret;
@@ -22,6 +23,8 @@ use crate::setting::{WEBHOOK_CA_FILE, WEBHOOK_SECRET_FILE, WEBHOOK_URL};
 
 /// The longest time that a connection waits for the next batch: many servers close theirs after a minute.
 const REUSE: Duration = Duration::from_secs(30);
+/// The longest time that a connection is used: the name may get another address.
+const LONGEST_USE: Duration = Duration::from_secs(600);
 
 /// A batch of events. Each try has the same identifier and body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,36 +83,78 @@ impl From<String> for Refusal {
 }
 
 /// The way to the receiver: a TLS client, and the connection of the last batch, which the next one uses if it comes soon.
-#[derive(Default)]
 pub(super) struct Link {
+    /// How long the connection waits for the next batch.
+    reuse: Duration,
     /// The version of the settings that the rest is of.
     version: u64,
     tls: Option<TlsConnector>,
-    kept: Option<Kept>,
+    /// A connection with a response whose body was not read.
+    unread: Option<(Open, Response<Incoming>)>,
+    kept: Option<Open>,
 }
 
-/// A connection between two batches.
-struct Kept {
+/// A connection to the receiver.
+struct Open {
     connection: Connection<Full<Bytes>>,
     since: Instant,
+    /// When the last batch was sent.
+    used: Instant,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { reuse: REUSE, version: 0, tls: None, unread: None, kept: None }
+    }
+}
+
+impl Open {
+    fn new(connection: Connection<Full<Bytes>>) -> Self {
+        let now = Instant::now();
+        Self { connection, since: now, used: now }
+    }
+
+    /// Returns when it has to be closed.
+    fn end(&self, reuse: Duration) -> Instant {
+        (self.used + reuse).min(self.since + LONGEST_USE)
+    }
 }
 
 impl Link {
-    /// Sends a batch. `version` counts the changes of the settings.
-    ///
-    /// # Errors
-    /// If the receiver has not taken it, or not in time.
-    pub(super) async fn post(&mut self, webhook: &config::Webhook, version: u64, batch: &Batch) -> Result<(), Refusal> {
+    /// Closes the connection if there are other settings. `version` counts their changes.
+    pub(super) fn follow(&mut self, version: u64) {
         if self.version != version {
             *self = Self { version, ..Self::default() };
         }
+    }
+
+    /// Closes the connection when it has waited for too long, and never returns.
+    pub(super) async fn close_when_idle(&mut self) -> Infallible {
+        if let Some(end) = self.kept.as_ref().map(|open| open.end(self.reuse)) {
+            sleep_until(end).await;
+            self.kept = None;
+        }
+        std::future::pending().await
+    }
+
+    /// Reads the rest of the last response, so that the connection can be used again.
+    pub(super) async fn settle(&mut self) {
+        if let Some((Open { connection, since, used }, response)) = self.unread.take() {
+            self.kept = connection.after(response).await.map(|connection| Open { connection, since, used });
+        }
+    }
+
+    /// Sends a batch. [`settle`](Self::settle) has to follow.
+    ///
+    /// # Errors
+    /// If the receiver has not taken it, or not in time.
+    pub(super) async fn post(&mut self, webhook: &config::Webhook, batch: &Batch) -> Result<(), Refusal> {
         let time = webhook.timeout;
         let sent = timeout(time, self.send(webhook, batch)).await.unwrap_or_else(|_| Err(too_slow(time).into()));
         match sent {
-            Ok((connection, response)) => {
+            Ok(unread) => {
                 // The head has said that the receiver has the batch. Whatever the body is must not repeat it.
-                let connection = connection.after(response).await;
-                self.kept = connection.map(|connection| Kept { connection, since: Instant::now() });
+                self.unread = Some(unread);
                 Ok(())
             }
             Err(refusal) => {
@@ -120,11 +165,7 @@ impl Link {
         }
     }
 
-    async fn send(
-        &mut self,
-        webhook: &config::Webhook,
-        batch: &Batch,
-    ) -> Result<(Connection<Full<Bytes>>, Response<Incoming>), Refusal> {
+    async fn send(&mut self, webhook: &config::Webhook, batch: &Batch) -> Result<(Open, Response<Incoming>), Refusal> {
         let wrong = || Refusal::from(format!("`{WEBHOOK_URL}` cannot be used"));
         let uri: Uri = webhook.url.parse().map_err(|_| wrong())?;
         let is_plain = uri.scheme_str() == Some("http");
@@ -137,12 +178,16 @@ impl Link {
             .header("webhook-signature", batch.signatures(timestamp, &webhook.secrets))
             .body(Full::new(batch.body.clone()))
             .map_err(|_| wrong())?;
-        if let Some(Kept { mut connection, since }) = self.kept.take()
-            && since.elapsed() < REUSE
-            // The receiver may just have closed it.
-            && let Ok(response) = connection.send(&to, request.clone()).await
-        {
-            return taken(&response, timestamp).map(|()| (connection, response));
+        if let Some(mut open) = self.kept.take().filter(|open| Instant::now() < open.end(self.reuse)) {
+            match open.connection.send(&to, request.clone()).await {
+                Ok(response) => {
+                    taken(&response, timestamp)?;
+                    return Ok((Open { used: Instant::now(), ..open }, response));
+                }
+                // The receiver may just have closed it, which is no failure.
+                Err(error) if error.is_closed => {}
+                Err(error) => return Err(error.to_string().into()),
+            }
         }
         let stream = outbound::connect(&to.host, to.port).await?;
         let mut connection = if is_plain {
@@ -151,8 +196,8 @@ impl Link {
             let tls = self.tls(webhook)?;
             Connection::over(outbound::tls(&tls, &to.host, stream, WEBHOOK_CA_FILE).await?).await?
         };
-        let response = connection.send(&to, request).await?;
-        taken(&response, timestamp).map(|()| (connection, response))
+        let response = connection.send(&to, request).await.map_err(|error| error.to_string())?;
+        taken(&response, timestamp).map(|()| (Open::new(connection), response))
     }
 
     fn tls(&mut self, webhook: &config::Webhook) -> Result<TlsConnector, Refusal> {
@@ -202,6 +247,8 @@ fn refusal(status: StatusCode) -> Refusal {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Write as _};
+
     use super::*;
 
     // The example of the specification of Standard Webhooks and of its libraries.
@@ -226,6 +273,41 @@ mod tests {
         assert_eq!(body, expected);
         assert_eq!(Batch::new("fra \"1\"", &["{\"a\":1}", "{\"b\":2}"]), batch);
         assert_ne!(Batch::new("fra \"1\"", &["{\"a\":1}"]).id, batch.id);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_waits_for_too_long_is_closed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let webhook = config::Webhook {
+            url: format!("http://{}/", listener.local_addr().unwrap()),
+            secrets: Vec::new(),
+            events: Vec::new(),
+            batch: 1,
+            interval: Duration::ZERO,
+            spool: 0,
+            timeout: Duration::from_secs(10),
+            ca: None,
+            allow_http: false,
+        };
+        let receiver = tokio::task::spawn_blocking(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut bytes, mut responses) = (vec![0; 4096], 0);
+            // Until the server closes the connection.
+            while stream.read(&mut bytes).unwrap() > 0 {
+                if responses == 0 {
+                    stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
+                    responses += 1;
+                }
+            }
+        });
+        let mut link = Link { reuse: Duration::from_millis(50), ..Link::default() };
+        link.post(&webhook, &Batch::new("a", &["{}"])).await.unwrap();
+        link.settle().await;
+        assert!(link.kept.is_some());
+        tokio::select! {
+            ended = receiver => ended.unwrap(),
+            never = link.close_when_idle() => match never {},
+        }
     }
 
     #[test]
