@@ -234,7 +234,7 @@ pub(super) fn acme(tls: &Section<'_>, state: Option<&Path>, report: &mut Report<
         domains,
         contact: contact(&section, report),
         directory: directory(&section, report),
-        directory_ca: paths::of_file(&section, "directory-ca-file", report),
+        directory_ca: paths::of_authorities(&section, "directory-ca-file", report),
         profile: profile(&section, report),
         external_account: external_account(&section, report),
         challenge: challenge(&section, report),

@@ -97,7 +97,7 @@ pub(super) fn fleet(top: &Section<'_>, report: &mut Report<'_>) -> Option<Fleet>
     let fleet = Fleet {
         servers,
         access,
-        ca_file: paths::of_file(&section, "ca-file", report),
+        ca_file: paths::of_authorities(&section, "ca-file", report),
         name: name(&section, "name", report).unwrap_or_else(|| "turn".to_owned()),
         region: region(&section, report),
         weight: section.number("weight", 1..=Heartbeat::MAX_WEIGHT, report).unwrap_or(Fleet::WEIGHT),

@@ -4,6 +4,8 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use toml::de::DeTable;
 
 use super::credentials::read_failure;
@@ -37,14 +39,28 @@ pub(super) fn of_key(section: &Section<'_>, key: &str, report: &mut Report<'_>) 
     resolved.map_err(|why| report.error(&span, format!("{}: {why}", section.name(key)))).ok()
 }
 
-/// Reads a key with the path of a file, which must be readable.
-pub(super) fn of_file(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
+/// Reads a key with the path of a file of authorities, which must have certificates in PEM.
+pub(super) fn of_authorities(section: &Section<'_>, key: &str, report: &mut Report<'_>) -> Option<PathBuf> {
     let path = of_key(section, key, report)?;
-    if let Err(error) = file::read(&path) {
+    let wrong = match file::read(&path) {
+        Err(error) => Some(format!("cannot be read: {}", read_failure(&error))),
+        Ok(text) if has_certificates(&text) => None,
+        Ok(_) => Some(
+            "has no certificate in PEM, or one that is damaged: a file of authorities has the lines from \
+                       -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----"
+                .to_owned(),
+        ),
+    };
+    if let Some(wrong) = wrong {
         let (name, shown) = (section.name(key), quoted(&path.display().to_string()));
-        report.error(&section.span(key), format!("{name}: {shown} cannot be read: {}", read_failure(&error)));
+        report.error(&section.span(key), format!("{name}: {shown} {wrong}"));
     }
     Some(path)
+}
+
+fn has_certificates(text: &[u8]) -> bool {
+    let mut certificates = CertificateDer::pem_slice_iter(text).peekable();
+    certificates.peek().is_some() && certificates.all(|certificate| certificate.is_ok())
 }
 
 /// Reads the directory of the server's state: that of the file, or that of systemd.

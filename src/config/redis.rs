@@ -206,7 +206,7 @@ pub(super) fn redis_status(top: &Section<'_>, report: &mut Report<'_>) -> Option
 fn access(section: &Section<'_>, header: &Range<usize>, content: &str, report: &mut Report<'_>) -> RedisAccess {
     let server = server(section, header, report);
     let is_encrypted = matches!(server, Some(RedisServer::Tcp { tls: true, .. }));
-    let ca = paths::of_file(section, "ca-file", report);
+    let ca = paths::of_authorities(section, "ca-file", report);
     if ca.is_some() && server.is_some() && !is_encrypted {
         let [ca, url] = ["ca-file", "url"].map(|key| section.name(key));
         report
@@ -371,6 +371,7 @@ mod tests {
                 "url = \"rediss://127.0.0.1\"\nca-file = \"/nonexistent\"",
                 "`auth.redis.ca-file`: `/nonexistent` cannot be",
             ),
+            ("url = \"rediss://127.0.0.1\"\nca-file = \"Cargo.toml\"", "`Cargo.toml` has no certificate in PEM"),
             ("url = \"redis://127.0.0.1\"\nusername = \"turn\"", "`auth.redis.password-file`"),
             ("url = \"redis://127.0.0.1\"\npassword-file = \"/nonexistent\"", "file not found"),
             ("url = \"redis://127.0.0.1\"\nwhen-unavailable = \"503\"", "500"),

@@ -124,7 +124,7 @@ pub(super) fn webhook(top: &Section<'_>, report: &mut Report<'_>) -> Option<Webh
         interval: duration(&section, "interval", Duration::ZERO, MINUTE, report).unwrap_or(SECOND),
         spool: section.number("spool", MIN_SPOOL..=MAX_SPOOL, report).unwrap_or(16 << 20),
         timeout: duration(&section, "timeout", SECOND, MINUTE, report).unwrap_or(10 * SECOND),
-        ca: paths::of_file(&section, "ca-file", report),
+        ca: paths::of_authorities(&section, "ca-file", report),
         allow_http,
     };
     (report.errors.len() == errors).then_some(webhook)

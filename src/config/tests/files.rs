@@ -79,20 +79,20 @@ fn the_examples_in_the_shipped_file_are_valid() {
         SHIPPED.replace("password = \"\"", "password = \"x\"").replace("/etc/turnserver/secrets", "Cargo.toml");
     let filled = filled
         .replace("/etc/turnserver/redis-password", "Cargo.toml")
-        .replace("/etc/turnserver/redis-ca.pem", "Cargo.toml");
+        .replace("/etc/turnserver/redis-ca.pem", "authority.pem");
     let filled = filled.replace("redis://127.0.0.1:6379\"  ", "rediss://127.0.0.1:6379\" ");
     let hash = format!("sha256 = \"{}\"", KeyHash::of(b"abc").to_hex());
     let filled = filled.replace("sha256 = \"\"", &hash).replace("/etc/turnserver/metrics-token", "Cargo.toml");
     let filled = filled.replace("/etc/turnserver/keys.toml", "keys.toml");
     let filled = filled.replace("#key = \"\"", "#key = \"8493fbc53ba582fb4c044c456bdc40eb\"");
-    let filled = filled.replace("/etc/turnserver/private-authority.pem", "Cargo.toml");
+    let filled = filled.replace("/etc/turnserver/private-authority.pem", "authority.pem");
     let filled = filled
         .replace("/etc/turnserver/nats-password", "Cargo.toml")
-        .replace("/etc/turnserver/nats-ca.pem", "Cargo.toml")
+        .replace("/etc/turnserver/nats-ca.pem", "authority.pem")
         .replace("/etc/turnserver/regions.txt", "regions.txt");
     let filled = filled
         .replace("/etc/turnserver/webhook-secret", "signing")
-        .replace("/etc/turnserver/receiver-ca.pem", "signing");
+        .replace("/etc/turnserver/receiver-ca.pem", "authority.pem");
     let filled = filled.replace("tls = [] ", "tls = [\"[::]:5349\"] ");
     // There is one of both: the files of a certificate, or `acme`.
     let (before, rest) = filled.split_once("#[tls.acme]").unwrap();
@@ -117,6 +117,8 @@ fn check_examples(filled: &str) -> Config {
     let directory = Directory::new("examples");
     directory.write("Cargo.toml", "0123456789abcdef", 0o600);
     directory.write("keys.toml", "", 0o600);
+    let authority = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
+    directory.write("authority.pem", authority, 0o600);
     directory.write("regions.txt", "198.51.100.0/24 eu\n", 0o600);
     directory.write("signing", "whsec_d2ViaG9vayBzZWNyZXQgb2YgdGhlIHRlc3RzISEhISE=", 0o600);
     let path = directory.write("turnserver.toml", lines.join("\n"), 0o600);
