@@ -35,7 +35,7 @@ mod fleet {
     use nix::mount::{MsFlags, mount};
     use nix::sched::{CloneFlags, unshare};
     use nix::sys::signal::Signal;
-    use serde_json::{Value, json};
+    use serde_json::Value;
     use turnserver::client::{Allocate, Families, Request};
     use turnserver::clock::{Clock, unix_seconds};
     use turnserver::net::limits::raise_open_files;
@@ -560,22 +560,28 @@ mod fleet {
             let place = TempDir::new();
             let secret = |text: &str| place.write("secret", text).display().to_string();
             let change = |node: &Controlled, order: &[&str]| {
-                wait(|| {
-                    let changed = node.json(&[&["--fleet"], order].concat());
-                    if changed["missing_nodes"] == json!([]) { Ok(()) } else { Err(changed.to_string()) }
-                });
+                let changed = node.run(&[&["--fleet"], order].concat());
+                if changed.code == Some(0) { Ok(()) } else { Err(format!("{changed:?}")) }
             };
-            change(fleet.node(0), &["secret", "add", "--id", "old", "--file", &secret("the old secret of the fleet")]);
+            let change_now = |node: &Controlled, order: &[&str]| change(node, order).unwrap();
+            change_now(
+                fleet.node(0),
+                &["secret", "add", "--id", "old", "--file", &secret("the old secret of the fleet")],
+            );
             let [ann, bob, old] =
                 ["ann", "bob", "eve"].map(|user| Fleet::credentials(0, &format!(r#"{{"user":"{user}"}}"#)).1);
-            change(fleet.node(0), &["revoke", &ann.username]);
+            change_now(fleet.node(0), &["revoke", &ann.username]);
             engine.back_up();
-            fleet.wait_for_nodes(2);
-            change(fleet.node(0), &["secret", "add", "--id", "new", "--file", &secret("the new secret of the fleet")]);
+            // Both use changes again.
+            wait(|| change(fleet.node(0), &["revoke", &ann.username]));
+            change_now(
+                fleet.node(0),
+                &["secret", "add", "--id", "new", "--file", &secret("the new secret of the fleet")],
+            );
             let new = Fleet::credentials(0, r#"{"user":"eve"}"#).1;
-            change(fleet.node(1), &["secret", "retire", "--id", "old"]);
-            change(fleet.node(1), &["revoke", &bob.username]);
-            change(fleet.node(1), &["revoke", &ann.username, "--end"]);
+            change_now(fleet.node(1), &["secret", "retire", "--id", "old"]);
+            change_now(fleet.node(1), &["revoke", &bob.username]);
+            change_now(fleet.node(1), &["revoke", &ann.username, "--end"]);
             engine.roll_back();
             wait(|| match fleet.running().map(|node| node.events("fleet-state-restored")).sum::<usize>() {
                 2 => Ok(()),

@@ -44,7 +44,7 @@ const COMPARISON: Duration = Duration::from_millis(300);
 /// The state that a node uses: of which bucket, and up to which revision of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Revision {
-    /// When the bucket was created, in seconds since the Unix epoch. One that was lost has a successor with another time.
+    /// When the bucket was created, in seconds since the Unix epoch. The one that replaces a lost bucket has a later time.
     pub(super) created: u32,
     pub(super) revision: u32,
     /// The first revision that this node could not use.

@@ -274,7 +274,8 @@ impl Common {
             }
         }
         if outcome.repairs.is_empty() && outcome.secrets != Some(Doubtful::Kept) {
-            outcome.is_restored = reading.loss.take().is_some();
+            // A node that knows nothing has restored nothing.
+            outcome.is_restored = reading.loss.take().is_some() && self.state != FleetState::default();
             self.repairs = false;
             self.origin = Origin { created: reading.bucket.created, revision: reading.bucket.last, read_at: now };
         }
