@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 use super::general::{check_host, one_of};
 use super::problem::{Report, quoted};
 use super::reader::Section;
-use super::{Config, Fleet, FleetAccess, FleetLimits, FleetServer, paths, schema};
+use super::{Config, Fleet, FleetAccess, FleetLimits, FleetServer, credentials, paths, schema};
 use crate::auth::Secret;
 use crate::file;
 use crate::fleet::{Heartbeat, Prefixes};
@@ -185,6 +185,13 @@ fn access(section: &Section<'_>, report: &mut Report<'_>) -> FleetAccess {
             if user.is_empty() {
                 report.error(&span, "`fleet.user` is empty: set the name of the user, or omit it");
             }
+            if credentials::readable_by_others(&file) {
+                let (shown, name) = (quoted(&file.display().to_string()), file.display());
+                report.warn(
+                    &section.span("password-file"),
+                    format!("`fleet.password-file`: {shown} is world-readable: run `chmod 640 {name}`"),
+                );
+            }
             match password_text(&file) {
                 Ok(password) => FleetAccess::Password(user, password),
                 Err(why) => {
@@ -302,7 +309,25 @@ fn replicas(section: &Section<'_>, report: &mut Report<'_>) -> Option<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
+
+    #[test]
+    fn a_password_that_others_can_read_is_warned_of() {
+        let directory = std::env::temp_dir().join(format!("turnserver-fleet-password-{}", std::process::id()));
+        fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("password");
+        fs::write(&file, "a password").unwrap();
+        let text = format!("[fleet]\nservers = [\"nats://127.0.0.1\"]\nuser = \"a\"\npassword-file = {file:?}\n");
+        for (mode, count) in [(0o644, 1), (0o640, 0)] {
+            fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+            let warnings = format!("{:?}", Config::parse(&text, "t.toml").unwrap().warnings);
+            assert_eq!(warnings.matches("`fleet.password-file`").count(), count, "{warnings}");
+        }
+        fs::remove_dir_all(&directory).unwrap();
+    }
 
     #[test]
     fn the_node_is_named_as_its_host_up_to_the_first_dot() {

@@ -36,9 +36,8 @@ pub(crate) async fn execute(arguments: &Arguments, socket: &Path) -> Result<Outp
         }
         Command::Sessions(wanted) => sessions(client, node, wanted).await,
         Command::Top => {
-            let responses = order(client, "sessions", node, &json!({ "top": "bytes", "limit": PAGE })).await?;
-            let users = users(&responses);
-            let gaps = gaps(&responses);
+            let (sessions, gaps) = all_sessions(client, node, &json!({}), None).await?;
+            let users = users(&sessions);
             Ok(Output { text: users_table(&users), json: json!({ "users": users }), gaps })
         }
         Command::Kick(kick) => {
@@ -51,7 +50,15 @@ pub(crate) async fn execute(arguments: &Arguments, socket: &Path) -> Result<Outp
             let ended: u64 = results(&responses).map(|(_, result)| number(result, "ended")).sum();
             Ok(of_responses(format!("ended {}", counted(ended, "session")), responses))
         }
-        Command::Drain { wait: false } | Command::Resume => {
+        Command::Drain { wait: false, all: false } if node.is_none() => Err(Failure::Usage(
+            "--fleet drain needs --node NAME: each node that drains stops after its last session. To drain all nodes, \
+             add --all"
+                .to_owned(),
+        )),
+        Command::Drain { all: true, .. } if node.is_some() => {
+            Err(Failure::Usage("--node and --all exclude each other".to_owned()))
+        }
+        Command::Drain { wait: false, .. } | Command::Resume => {
             let (verb, done) = match &arguments.command {
                 Command::Resume => ("resume", "make new allocations"),
                 _ => ("drain", "drain, and stop when their last sessions have ended"),
@@ -155,43 +162,78 @@ fn nodes(fleet: &Value) -> Vec<String> {
     lines
 }
 
+/// Returns the sessions of all nodes, each with its node, and what is missing. With a limit, each node lists at most as
+/// many.
+async fn all_sessions(
+    client: &mut Client,
+    node: Option<&str>,
+    with: &Value,
+    limit: Option<u64>,
+) -> Result<(Vec<Value>, Vec<String>), Failure> {
+    let page = |cursor: Option<&str>| {
+        let mut with = with.clone();
+        if let Some(fields) = with.as_object_mut() {
+            fields.insert("limit".to_owned(), limit.unwrap_or(PAGE).into());
+            fields.extend(cursor.map(|cursor| ("cursor".to_owned(), cursor.into())));
+        }
+        with
+    };
+    let mut responses = order(client, "sessions", node, &page(None)).await?;
+    let (mut all, mut gaps) = (Vec::new(), gaps(&responses));
+    loop {
+        let mut further = Vec::new();
+        for (node, result) in results(&responses) {
+            all.extend(list(result, "sessions").iter().cloned().map(|mut session| {
+                if let Some(fields) = session.as_object_mut() {
+                    fields.insert("node".to_owned(), node.into());
+                }
+                session
+            }));
+            let next = result.get("next").and_then(Value::as_str);
+            further.extend(next.map(|next| (node.to_owned(), next.to_owned())));
+        }
+        if limit.is_some() {
+            // The greatest ones have no next page.
+            gaps.extend(further.iter().map(|(node, _)| format!("{} has further sessions", printable(node))));
+            return Ok((all, gaps));
+        }
+        if further.is_empty() {
+            return Ok((all, gaps));
+        }
+        let mut pages = Vec::new();
+        for (node, next) in further {
+            let response = order(client, "sessions", Some(&node), &page(Some(&next))).await?;
+            gaps.extend(self::gaps(&response));
+            pages.extend(list(&response, "responses").iter().cloned());
+        }
+        responses = json!({ "responses": pages });
+    }
+}
+
 /// Lists the sessions of all nodes. With --limit, each node lists at most as many.
 async fn sessions(client: &mut Client, node: Option<&str>, wanted: &Sessions) -> Result<Output, Failure> {
     let Sessions { user, client: prefix, peer, top, limit } = wanted;
-    let limit = limit.map_or(if top.is_some() { TOP as u64 } else { PAGE }, u64::from);
-    if limit > PAGE {
+    let limit = limit.map(u64::from).or(top.map(|_| TOP as u64));
+    if let Some(limit) = limit.filter(|limit| *limit > PAGE) {
         return Err(Failure::Usage(format!("--limit {limit}: with --fleet it is at most {PAGE} for each node")));
     }
     let top = top.map(super::Top::name);
-    let with = without_null(json!({ "user": user, "client": prefix, "peer": peer, "top": top, "limit": limit }));
-    let responses = order(client, "sessions", node, &with).await?;
-    let mut gaps = gaps(&responses);
-    let mut all: Vec<Value> = Vec::new();
-    for (node, result) in results(&responses) {
-        if result.get("next").is_some_and(|next| !next.is_null()) && top.is_none() {
-            gaps.push(format!("{} has further sessions", printable(node)));
-        }
-        all.extend(list(result, "sessions").iter().cloned().map(|mut session| {
-            if let Some(fields) = session.as_object_mut() {
-                fields.insert("node".to_owned(), node.into());
-            }
-            session
-        }));
-    }
+    let with = without_null(json!({ "user": user, "client": prefix, "peer": peer, "top": top }));
+    let (mut all, gaps) = all_sessions(client, node, &with, limit).await?;
     if let Some(top) = top {
         let sum = |session: &Value, unit: &str| {
             number(session, &format!("{unit}_to_peers")) + number(session, &format!("{unit}_to_client"))
         };
         all.sort_by_key(|session| Reverse(if top == "age" { number(session, "age") } else { sum(session, top) }));
-        all.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+        all.truncate(limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX));
     }
     let mut lines = session_table(&all, &["NODE"], |session| vec![text(session, "node").to_owned()]).lines();
     lines.push(counted(all.len() as u64, "session"));
     Ok(Output { text: lines, json: json!({ "sessions": all }), gaps })
 }
 
-/// Returns the users with the most traffic, of the greatest sessions of each node.
-fn users(responses: &Value) -> Vec<Value> {
+/// Returns the users with the most traffic.
+fn users(sessions: &[Value]) -> Vec<Value> {
     #[derive(Default)]
     struct User {
         sessions: u64,
@@ -200,15 +242,13 @@ fn users(responses: &Value) -> Vec<Value> {
         nodes: Vec<String>,
     }
     let mut users: BTreeMap<&str, User> = BTreeMap::new();
-    for (node, result) in results(responses) {
-        for session in list(result, "sessions") {
-            let user = users.entry(text(session, "user")).or_default();
-            user.sessions += 1;
-            user.to_peers += number(session, "bytes_to_peers");
-            user.to_client += number(session, "bytes_to_client");
-            if !user.nodes.iter().any(|own| own == node) {
-                user.nodes.push(node.to_owned());
-            }
+    for session in sessions {
+        let (user, node) = (users.entry(text(session, "user")).or_default(), text(session, "node"));
+        user.sessions += 1;
+        user.to_peers += number(session, "bytes_to_peers");
+        user.to_client += number(session, "bytes_to_client");
+        if !user.nodes.iter().any(|own| own == node) {
+            user.nodes.push(node.to_owned());
         }
     }
     let mut users: Vec<(&str, User)> = users.into_iter().collect();
@@ -306,13 +346,12 @@ mod tests {
 
     #[test]
     fn users_are_summed_over_nodes() {
-        let session = |user: &str, bytes: u64| json!({ "user": user, "bytes_to_peers": bytes, "bytes_to_client": 1 });
+        let session = |node: &str, user: &str, bytes: u64| json!({ "node": node, "user": user, "bytes_to_peers": bytes, "bytes_to_client": 1 });
+        let users = users(&[session("a", "ann", 5), session("a", "bob", 9), session("b", "ann", 7)]);
         let responses = json!({ "responses": [
-            { "node": "a", "ok": true, "result": { "sessions": [session("ann", 5), session("bob", 9)] } },
-            { "node": "b", "ok": true, "result": { "sessions": [session("ann", 7)] } },
+            { "node": "a", "ok": true, "result": {} },
             { "node": "c", "ok": false, "error": "stalled" },
         ], "missing_nodes": ["d"] });
-        let users = users(&responses);
         assert_eq!(
             users[0],
             json!({ "user": "ann", "sessions": 2, "bytes_to_peers": 12, "bytes_to_client": 2, "nodes": ["a", "b"] })

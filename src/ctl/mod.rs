@@ -95,6 +95,9 @@ enum Command {
         /// Wait until the server has stopped.
         #[arg(long)]
         wait: bool,
+        /// With --fleet, all nodes.
+        #[arg(long)]
+        all: bool,
     },
     /// End a drain.
     Resume,
@@ -355,7 +358,8 @@ async fn execute(arguments: &Arguments, socket: &Path) -> Result<Output, Failure
             let revoked = connect().await?.send(Method::POST, "/v1/revocations", Some(body)).await?;
             Ok(Output::line(views::revocation(&revoked, clock::unix_seconds()), revoked))
         }
-        Command::Drain { wait } => drain(&mut connect().await?, socket, *wait, arguments.json).await,
+        Command::Drain { all: true, .. } => Err(Failure::Usage("--all needs --fleet".to_owned())),
+        Command::Drain { wait, .. } => drain(&mut connect().await?, socket, *wait, arguments.json).await,
         Command::Resume => {
             let resumed = connect().await?.send(Method::POST, "/v1/resume", None).await?;
             Ok(Output::line("the server makes new allocations".to_owned(), resumed))

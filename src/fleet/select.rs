@@ -76,21 +76,29 @@ fn better_of_two(nodes: &Nodes, candidates: &mut Vec<usize>, rng: &mut impl Rng)
     Some(candidates.swap_remove(at))
 }
 
-/// Returns the addresses of `count` other nodes for ALTERNATE-SERVER, of the node with the least load first. Each node has
-/// at most one.
+/// Returns the addresses of `count` other nodes for ALTERNATE-SERVER: those of `region` first, and of the rest of each the
+/// node with the least load first. Each node has at most one.
 #[must_use]
-pub fn alternates(nodes: &Nodes, family: Family, tls: bool, own: &str, count: usize, now: Instant) -> Vec<SocketAddr> {
+pub fn alternates(
+    nodes: &Nodes,
+    family: Family,
+    tls: bool,
+    own: &str,
+    region: &str,
+    count: usize,
+    now: Instant,
+) -> Vec<SocketAddr> {
     let suits = |address: &&SocketAddr| address.is_ipv4() == (family == Family::V4);
     let entries = nodes.eligible(None, now).into_iter().filter_map(|at| nodes.entry(at));
-    let mut found: Vec<(f64, SocketAddr)> = entries
+    let mut found: Vec<(bool, f64, SocketAddr)> = entries
         .filter(|entry| entry.beat.name != own)
         .filter_map(|entry| {
             let addresses = if tls { &entry.beat.tls_addresses } else { &entry.beat.addresses };
-            Some((expected_load(entry), *addresses.iter().find(suits)?))
+            Some((entry.beat.region != region, expected_load(entry), *addresses.iter().find(suits)?))
         })
         .collect();
-    found.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-    found.into_iter().take(count).map(|(_, address)| address).collect()
+    found.sort_by(|(far, load, _), (other_far, other, _)| far.cmp(other_far).then(load.total_cmp(other)));
+    found.into_iter().take(count).map(|(.., address)| address).collect()
 }
 
 /// Returns the load of a node: the part of its CPU, its ports or its bandwidth that is in use, whichever is greatest.
@@ -219,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn alternate_servers_are_other_nodes_with_the_least_load_first() {
+    fn alternate_servers_are_other_nodes_of_the_region_first_and_those_with_the_least_load() {
         let on = |name: &str, address: &str, cpu: f64| Heartbeat {
             addresses: vec![address.parse().unwrap(), "198.51.100.9:443".parse().unwrap()],
             ..in_region(name, "eu", cpu)
@@ -229,11 +237,14 @@ mod tests {
             on("a", "192.0.2.2:3478", 0.5),
             on("b", "192.0.2.3:3478", 0.3),
             on("six", "[2001:db8::1]:3478", 0.1),
+            Heartbeat { region: "us".to_owned(), ..on("far", "192.0.2.4:3478", 0.0) },
         ]);
         let texts = |family, tls, count| -> Vec<String> {
-            alternates(&nodes, family, tls, "own", count, at(0.0)).iter().map(SocketAddr::to_string).collect()
+            alternates(&nodes, family, tls, "own", "eu", count, at(0.0)).iter().map(SocketAddr::to_string).collect()
         };
-        assert_eq!(texts(Family::V4, false, 3), ["198.51.100.9:443", "192.0.2.3:3478", "192.0.2.2:3478"]);
+        let near = ["198.51.100.9:443", "192.0.2.3:3478", "192.0.2.2:3478"];
+        assert_eq!(texts(Family::V4, false, 3), near);
+        assert_eq!(texts(Family::V4, false, 9), [&near[..], &["192.0.2.4:3478"]].concat());
         assert_eq!(texts(Family::V4, false, 1), ["198.51.100.9:443"]);
         assert_eq!(texts(Family::V6, false, 9), ["[2001:db8::1]:3478"]);
         assert_eq!(texts(Family::V6, true, 1), ["[2001:db8::7]:5349"]);

@@ -112,7 +112,26 @@ fn each_user_of_the_sample_configuration_can_do_what_it_is_for_and_nothing_else(
         assert!(sample.request("moderator", "turn.order.drain.all", "").is_none());
         assert!(sample.request("billing", "turn.order.kick.node.node-0", r#"{"user":"ann"}"#).is_none());
         assert_eq!(sample.kick("ann"), 1);
-        assert!(sample.request("operator", "turn.order.drain.node.node-1", "").is_some());
+        let result = |user: &str, subject: &str, payload: &str| {
+            let response = sample.request(user, subject, payload).unwrap();
+            assert_eq!(response["ok"], true, "{subject} {response}");
+            response["result"].clone()
+        };
+        let both = serde_json::json!(["node-0", "node-1"]);
+        let bob = Login::mint("bob", 600);
+        let order = format!(r#"{{"username":{:?}}}"#, bob.username);
+        assert_eq!(result("moderator", "turn.order.revoke", &order)["nodes"], both);
+        assert_eq!(Call::start(1, &bob).err(), Some(401));
+        let secret = r#"{"id":"new","secret":"a secret of the fleet for tests"}"#;
+        assert!(sample.request("moderator", "turn.order.secret-add", secret).is_none());
+        assert_eq!(result("operator", "turn.order.secret-add", secret)["nodes"], both);
+        assert_eq!(result("operator", "turn.order.secrets", "")["secrets"][0]["id"], "new");
+        assert_eq!(result("operator", "turn.order.secret-retire", r#"{"id":"new"}"#)["nodes"], both);
+        let wrong = sample.request("operator", "turn.order.secret-retire", r#"{"id":"other"}"#).unwrap();
+        assert!(wrong["error"].as_str().unwrap().contains("no secret other"), "{wrong}");
+        assert!(result("operator", "turn.order.sessions.node.node-1", "")["sessions"].is_array());
+        assert!(result("operator", "turn.order.status.node.node-1", "").is_object());
+        assert_eq!(result("operator", "turn.order.drain.node.node-1", "")["draining"], true);
         // Only nodes read the secrets.
         let read = ("$JS.API.STREAM.MSG.GET.KV_turn_state", r#"{"seq":1}"#);
         for user in ["moderator", "operator"] {

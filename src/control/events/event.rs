@@ -201,6 +201,8 @@ fn insert_traffic(fields: &mut Map<String, Value>, traffic: &Traffic) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn source() -> Source {
@@ -237,6 +239,79 @@ mod tests {
             })
         );
         assert!(!event.json.contains('\n'));
+    }
+
+    /// Returns the names in backticks.
+    fn names(text: &str) -> BTreeSet<String> {
+        text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
+    fn keys(event: &Event) -> BTreeSet<String> {
+        let fields: Map<String, Value> = serde_json::from_str(&event.json).unwrap();
+        fields.into_iter().map(|(key, _)| key).collect()
+    }
+
+    #[test]
+    fn the_document_has_each_kind_of_event_with_its_fields_and_each_cause() {
+        const DOCUMENT: &str = include_str!("../../../docs/fleet.md");
+        let (_, section) = DOCUMENT.split_once("\n## Events\n").unwrap();
+        let section = section.split("\n## ").next().unwrap();
+        let rows: Vec<Vec<&str>> = section
+            .lines()
+            .filter_map(|line| Some(line.strip_prefix("| ")?.strip_suffix(" |")?.split(" | ").collect()))
+            .collect();
+        let row_of = |name: &str| rows.iter().find(|row| row[0] == format!("`{name}`")).unwrap();
+        let described: BTreeSet<String> =
+            rows.iter().skip_while(|row| row[0] != "Field").flat_map(|row| names(row[0])).collect();
+        let of_every = names("`v` `type` `time_ms` `node` `boot`");
+        let sums = names("`packets_to_peers` `bytes_to_peers` `packets_to_client` `bytes_to_client`");
+        let about = |kind, reason| {
+            let (udp, none) = (Transport::Udp, Traffic::default());
+            source().about(kind, session(), "ann".to_owned(), udp, Duration::ZERO, none, reason)
+        };
+        let events = [
+            source().node_started(),
+            source().node_stopped(),
+            about(Kind::Started, None),
+            about(Kind::Usage, None),
+            about(Kind::Ended, Some(EndReason::Deleted)),
+            source().lost(&LostRecords::default()),
+        ];
+        for event in &events {
+            let fields = row_of(event.kind.as_str())[2];
+            let mut expected = &of_every | &names(fields);
+            if fields.contains("the same") {
+                expected = &expected | &names(row_of("allocation.started")[2]);
+            }
+            if fields.contains("duration_ms`, the sums") || fields.contains("and the sums") {
+                expected = &expected | &sums;
+            }
+            // The queue adds what identifies the running sums.
+            let own = if event.kind == Kind::Lost { &keys(event) | &names("`lost`") } else { keys(event) };
+            assert_eq!(own, expected, "{}", event.json);
+            assert!(own.is_subset(&described), "{own:?} {described:?}");
+        }
+        let kinds = rows.iter().take_while(|row| row[0] != "Field").skip(1).map(|row| row[0]);
+        assert_eq!(kinds.count(), events.len());
+        let operator = crate::turn::Operator::FLEET;
+        let causes = [
+            EndReason::Deleted,
+            EndReason::Expired,
+            EndReason::ConnectionClosed,
+            EndReason::ServerStopped,
+            EndReason::CredentialsRevoked,
+            EndReason::CredentialsRemoved,
+            EndReason::ListenerRemoved,
+            EndReason::RelayAddressGone,
+            EndReason::EndedByOperator(operator),
+        ];
+        // A new reason belongs into the list above.
+        match causes[0] {
+            EndReason::Deleted | EndReason::Expired | EndReason::ConnectionClosed | EndReason::ServerStopped => {}
+            EndReason::CredentialsRevoked | EndReason::CredentialsRemoved | EndReason::ListenerRemoved => {}
+            EndReason::RelayAddressGone | EndReason::EndedByOperator(_) => {}
+        }
+        assert_eq!(names(row_of("cause")[2]), causes.iter().map(|cause| cause.as_str().to_owned()).collect());
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Subject;
 use async_nats::jetstream::kv::{Operation, Store};
 use futures_util::StreamExt as _;
 use hyper::body::Bytes;
@@ -34,6 +35,10 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(6);
 /// The least time from one heartbeat to the next.
 const LEAST_INTERVAL: Duration = Duration::from_millis(200);
+/// The interval at which a node that begins looks whether it knows the common state.
+const STATE_CHECK: Duration = Duration::from_millis(20);
+/// The time after which an earlier one has to do.
+const STATE_PATIENCE: Duration = Duration::from_secs(10);
 /// The interval at which the node looks whether a drain has begun or ended.
 const DRAIN_CHECK: Duration = Duration::from_millis(100);
 /// The interval at which the node looks why the engine cannot be reached.
@@ -318,6 +323,15 @@ async fn farewell(session: &Session) {
 
 /// Sends heartbeats.
 async fn beat(session: Rc<Session>) {
+    // Before this node knows the revocations and secrets, it gets no clients. Those of its copy have to do if the bucket
+    // cannot be read.
+    let mut waited = Duration::ZERO;
+    while !session.is_read.get() && (waited < STATE_PATIENCE || !session.common.borrow().is_known()) {
+        sleep(STATE_CHECK).await;
+        if session.connection.borrow().is_up {
+            waited += STATE_CHECK;
+        }
+    }
     let mut ticks = interval(Heartbeat::INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut was_draining = false;
@@ -469,9 +483,8 @@ async fn follow_orders(session: Rc<Session>) {
         }
         if running.len() >= ORDERS {
             if let Some(reply) = message.reply {
-                let busy = Err("the node carries out too many orders at present: try again".to_owned());
-                let response = orders::response(&session.settings.node, &busy).to_string();
-                let _ = session.engine.client.publish(reply, response.into()).await;
+                respond(&session, reply, Err("the node carries out too many orders at present: try again".to_owned()))
+                    .await;
             }
             continue;
         }
@@ -480,12 +493,23 @@ async fn follow_orders(session: Rc<Session>) {
             let result = order(&session, &message, is_of_state).await;
             session.count(|counts| counts.orders += 1);
             if let Some(reply) = message.reply {
-                let response = orders::response(&session.settings.node, &result).to_string();
-                // If the engine is away, the response is lost.
-                let _ = session.engine.client.publish(reply, response.into()).await;
+                respond(&session, reply, result).await;
             }
         });
     }
+}
+
+/// Responds to an order.
+async fn respond(session: &Session, reply: Subject, result: Result<Value, String>) {
+    let (client, node) = (&session.engine.client, &session.settings.node);
+    let mut response = orders::response(node, &result).to_string();
+    let most = client.max_payload();
+    if response.len() > most {
+        let why = format!("the result is longer than the {most} bytes that the engine takes: lower `limit`");
+        response = orders::response(node, &Err(why)).to_string();
+    }
+    // If the engine is away, the response is lost.
+    let _ = client.publish(reply, response.into()).await;
 }
 
 async fn order(session: &Session, message: &async_nats::Message, is_of_state: bool) -> Result<Value, String> {
@@ -562,7 +586,8 @@ async fn follow_alternates(session: Rc<Session>) {
         let found = {
             let (nodes, now) = (session.view.nodes(), session.inputs.now());
             let of = |tls| {
-                let of = |family| alternates(&nodes, family, tls, &session.settings.node, ALTERNATES, now);
+                let (own, region) = (&session.settings.node, &session.settings.fleet.region);
+                let of = |family| alternates(&nodes, family, tls, own, region, ALTERNATES, now);
                 let mut all = [of(Family::V4), of(Family::V6)].concat();
                 // The order changes with each heartbeat, and a client gets a random one.
                 all.sort_unstable();

@@ -95,7 +95,8 @@ pub(super) async fn follow_state(session: Rc<Session>) {
             sleep(PAUSE).await;
             continue;
         };
-        let mut reading = session.common.borrow_mut().begin(bucket, clock::unix_seconds());
+        let now = clock::unix_seconds();
+        let mut reading = session.common.borrow_mut().begin(bucket, is_clock_right(&session), now);
         let reread = sleep(REREAD.mul_f64(1.0 + random::fraction()));
         tokio::pin!(reread);
         let patience = sleep(READING);
@@ -203,7 +204,8 @@ async fn complete(
             Some(Duration::ZERO)
         }
         Err(error) => {
-            if !std::mem::replace(&mut repairing.has_failed, true) {
+            // While there is no connection, its absence is logged.
+            if session.connection.borrow().is_up && !std::mem::replace(&mut repairing.has_failed, true) {
                 tracing::error!(
                     event = "fleet-state-unrestored",
                     error,
@@ -380,6 +382,11 @@ pub(super) async fn purge_ended(session: Rc<Session>) {
             }
         }
     }
+}
+
+/// Whether the clocks of this node and of the engine agree, as far as this node knows.
+fn is_clock_right(session: &Session) -> bool {
+    session.engine_ahead.get().is_none_or(|ahead| purge_time(clock::unix_seconds(), ahead).is_some())
 }
 
 /// Returns the time up to which entries may be removed, the earlier one of this node and of the engine, which is `ahead` by

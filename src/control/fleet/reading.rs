@@ -73,6 +73,7 @@ pub(super) enum Doubtful {
 #[derive(Debug)]
 pub(super) struct Reading {
     bucket: BucketState,
+    is_clock_right: bool,
     loss: Option<Loss>,
     /// The keys that the bucket has, until all are read.
     seen: Option<BTreeSet<String>>,
@@ -133,11 +134,15 @@ impl Common {
         Self { state, origin, ..Self::default() }
     }
 
-    /// Begins to read the bucket.
-    pub(super) fn begin(&mut self, bucket: BucketState, now: u64) -> Reading {
+    /// Whether this node has read the bucket, in this or an earlier run.
+    pub(super) fn is_known(&self) -> bool {
+        self.origin.created != 0
+    }
+
+    /// Begins to read the bucket. `is_clock_right` says whether the clocks of this node and of the engine agree.
+    pub(super) fn begin(&mut self, bucket: BucketState, is_clock_right: bool, now: u64) -> Reading {
         let Origin { created, revision, .. } = self.origin;
-        let loss = if created == 0 {
-            // This node has never read any.
+        let loss = if !self.is_known() {
             None
         } else if created != bucket.created {
             Some(Loss::Replaced)
@@ -151,6 +156,7 @@ impl Common {
         self.repairs = loss.is_some() && self.is_recent(now);
         Reading {
             bucket,
+            is_clock_right,
             loss,
             seen: Some(BTreeSet::new()),
             is_cut: false,
@@ -232,8 +238,9 @@ impl Common {
             return Ok(false);
         }
         let changed = entry.changed() / 1_000;
-        let was_removed = known.is_none() && changed.saturating_add(KEPT_EXPIRED) < self.origin.read_at;
-        if reading.loss == Some(Loss::RolledBack) && was_removed && self.state.has_room() {
+        let was_there = changed.saturating_add(KEPT_EXPIRED) < self.origin.read_at;
+        let was_removed = known.is_none() && was_there && reading.is_clock_right && self.state.has_room();
+        if reading.loss == Some(Loss::RolledBack) && was_removed {
             reading.wrong.push(Repair::Purge(key.to_owned(), revision));
             return Ok(false);
         }
@@ -379,7 +386,7 @@ mod tests {
 
     /// Reads a bucket that has entries, with revisions from 1 on.
     fn read(node: &mut Common, bucket: BucketState, entries: &[(String, Entry)]) -> Outcome {
-        let mut reading = node.begin(bucket, NOW);
+        let mut reading = node.begin(bucket, true, NOW);
         for (entry, revision) in entries.iter().zip(1..) {
             take(node, &mut reading, entry, revision);
         }
@@ -448,6 +455,10 @@ mod tests {
         assert_eq!(outcome.repairs, [Repair::Update(retired.0.clone(), 1), Repair::Purge(older[1].0.clone(), 2)]);
         assert_eq!(keys(&node), [retired.0.clone(), older[2].0.clone()]);
         assert_eq!(node.state.accepted_secrets(NOW, |_| true), 1);
+        // By a clock that is wrong, each entry may be old.
+        let mut node = self::node(from_ref(&retired), 7, 80, 10);
+        let mut reading = node.begin(BUCKET, false, NOW);
+        assert!(take(&mut node, &mut reading, &older[1], 2) && node.finish(&mut reading, NOW).secrets.is_none());
         // In another bucket, that is no reason to remove anything.
         let mut node = self::node(&[retired], 6, 80, 10);
         assert!(matches!(&*read(&mut node, BUCKET, &older).repairs, [Repair::Update(..)]));
@@ -474,7 +485,7 @@ mod tests {
         let late = secret("late", 10, None);
         let mut node = node(&[], 0, 0, 0);
         read(&mut node, BUCKET, from_ref(&old));
-        let mut reading = node.begin(BUCKET, NOW);
+        let mut reading = node.begin(BUCKET, true, NOW);
         take(&mut node, &mut reading, &old, 1);
         node.finish(&mut reading, NOW);
         assert!(take(&mut node, &mut reading, &new, 51) && take(&mut node, &mut reading, &late, 52));
@@ -495,7 +506,7 @@ mod tests {
         assert!(outcome.is_changed && !outcome.is_doubtful);
         assert_eq!((keys(&node), node.entries.len()), (vec![new.0.clone()], 1));
         // Somebody has really put the older form there again.
-        let mut reading = node.begin(BucketState { last: 52, ..BUCKET }, NOW);
+        let mut reading = node.begin(BucketState { last: 52, ..BUCKET }, true, NOW);
         assert!(take(&mut node, &mut reading, &old, 53) && until(&node) == Some(NOW + 5));
     }
 
@@ -504,7 +515,7 @@ mod tests {
         let ann = revocation("ann", 9, NOW + 5);
         let mut node = node(from_ref(&ann), 7, 50, 10);
         for _ in 0..2 {
-            let mut reading = node.begin(BUCKET, NOW);
+            let mut reading = node.begin(BUCKET, true, NOW);
             for number in 0..MOST_KEYS + 1 {
                 let key = format!("other.{number}");
                 let change = Change { key: &key, revision: 1, value: Some(b"{}") };

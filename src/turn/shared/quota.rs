@@ -543,6 +543,37 @@ mod tests {
         assert!(!quota.admits_rate(first, at(0)) && quota.admits_rate(other, at(0)));
     }
 
+    #[test]
+    fn a_share_is_a_part_of_the_rate_until_another_user_needs_the_word() {
+        let quota = metered(1);
+        let share = |bytes| Some(UserShare { allocations: 1, bytes });
+        let admits = |ticket: &Ticket, second, bytes| quota.admits_bytes(ticket, Direction::ToPeers, at(second), bytes);
+        quota.set_first_share(share(500_000));
+        let alice = quota.admit("alice").unwrap();
+        // Of a hundred bytes.
+        assert!(admits(&alice, 0, 50) && !admits(&alice, 0, 1));
+        quota.set_share("alice", share(250_000));
+        assert!(admits(&alice, 100, 25) && !admits(&alice, 100, 1));
+        quota.refund_bytes(&alice, Direction::ToPeers, quota.rates.bytes.as_ref(), 25);
+        assert!(admits(&alice, 100, 25) && !admits(&alice, 100, 1));
+        quota.set_share("alice", share(1_000_000));
+        assert!(admits(&alice, 200, 100) && !admits(&alice, 200, 1));
+        quota.set_share("alice", None);
+        assert!(admits(&alice, 300, 50) && !admits(&alice, 300, 1));
+        quota.set_share("alice", share(1_000_000));
+        quota.clear_shares();
+        assert!(admits(&alice, 400, 50) && !admits(&alice, 400, 1));
+        quota.set_share("alice", share(1_000_000));
+        drop(alice);
+        // The row has a few words, which all go to others.
+        let others: Vec<Ticket> = (0..WAYS).map(|user| quota.admit(&user.to_string()).unwrap()).collect();
+        for other in &others {
+            assert!(admits(other, 500, 50) && !admits(other, 500, 1));
+        }
+        quota.set_first_share(None);
+        assert!(admits(&others[0], 600, 100) && !admits(&others[0], 600, 1));
+    }
+
     // Otherwise a user could evade the rate limits by deleting its last allocation and creating a new one.
     #[test]
     fn rate_usage_outlasts_the_allocations_until_another_user_needs_the_word() {
