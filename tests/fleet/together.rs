@@ -72,7 +72,8 @@ fn the_commands_for_all_nodes_list_sum_up_and_end_sessions() {
             assert_eq!(call.refresh(), Some(437));
         }
         of_bob.exchange(100);
-        // A drain of all would stop the service.
+        // A drain of all would stop the service, and at once if there were no calls.
+        let _calls: Vec<Call> = (0..3).map(|index| Call::start(index, &login("carl")).unwrap()).collect();
         let refused = node.run(&["--fleet", "drain"]);
         assert!(refused.code == Some(2) && refused.stderr[0].contains("--node"), "{refused:?}");
         let drained = node.lines(&["--fleet", "drain", "--all"]);
