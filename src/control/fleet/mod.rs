@@ -219,6 +219,9 @@ impl Fleet {
         });
         let Some((inputs, parts)) = self.agent.take_if(|_| is_wanted) else { return };
         let settings = self.settings.subscribe();
+        // Until the thread has begun.
+        let node = config.node_name();
+        parts.view.send_replace(Arc::new(View { node, settings: settings.borrow().clone(), ..View::default() }));
         match background::start("fleet", move || Agent::new(inputs, settings, parts).run()) {
             Ok(thread) => self.thread = Some(thread),
             Err(error) => tracing::error!(
