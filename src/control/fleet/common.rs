@@ -229,7 +229,7 @@ fn log_doubtful(session: &Session, secrets: Option<Doubtful>) {
                     event = "fleet-state-lost",
                     "the engine has lost the secrets of the fleet, and this node has not read them for more than a day, so \
                      it does not give them back: some may have been retired since. It uses them until the fleet has a \
-                     secret again. Add, within a minute, all that have to stay valid"
+                     secret again. Add all that have to stay valid: soon after the first one, this node drops the others"
                 );
             }
         }

@@ -230,6 +230,9 @@ impl Common {
         if reading.loss.is_none() && is_outdated && revision <= self.origin.revision && !self.entries.contains_key(key)
         {
             // This node had read later ones before it was started again.
+            if reading.seen.is_some() {
+                reading.behind.insert(key.to_owned());
+            }
             return Ok(false);
         }
         self.entries.insert(key.to_owned(), Held { revision, kept_until });

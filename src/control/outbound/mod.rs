@@ -196,7 +196,11 @@ pub(super) struct NoResponse {
 impl From<hyper::Error> for NoResponse {
     fn from(error: hyper::Error) -> Self {
         let cause = error.source().and_then(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
-        let is_reset = matches!(cause, Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe));
+        let is_reset = matches!(
+            cause,
+            // The last one: TLS was not closed.
+            Some(io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof)
+        );
         let is_closed = error.is_canceled() || error.is_closed() || error.is_incomplete_message() || is_reset;
         Self { message: error.to_string(), is_closed }
     }
